@@ -1,0 +1,1 @@
+"""Distillation plugins for TRL."""

@@ -1,0 +1,33 @@
+"""Every extension point, on one screen.
+
+A plugin is any module or object whose functions carry `@hookimpl` and the names below. A distribution announces it in
+its pyproject.toml:
+
+    [project.entry-points.trl_distill_plugins]
+    my_plugin = "my_package.my_module"
+
+The built-in losses and teachers come in through the same hooks.
+"""
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from trl_distill_plugins.losses.base import Loss
+    from trl_distill_plugins.teachers.base import Teacher
+
+PROJECT = "trl_distill_plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_losses() -> "list[type[Loss]]":  # type: ignore[empty-body]
+    """Return loss classes. A config names them by `Loss.name`: `losses: [{name: my_loss, weight: 0.5}]`."""
+
+
+@hookspec
+def register_teachers() -> "list[type[Teacher]]":  # type: ignore[empty-body]
+    """Return teacher classes. `teacher_model_name_or_path: "scheme:rest"` makes `MyTeacher("rest", ...)`."""

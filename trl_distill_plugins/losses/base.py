@@ -1,0 +1,138 @@
+"""What a loss is: options, a tile of logits in, one number per token out.
+
+Shapes, here and everywhere: N trained tokens, V vocabulary, H hidden width. `student` comes before `teacher`.
+p is the teacher's next-token distribution, q the student's. Losses are in nats, per token, unreduced, in fp32 (fp64
+when the logits are fp64).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.errors import ConfigError, did_you_mean
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class DivergenceOptions:
+    """Options every divergence between student and teacher has.
+
+    Args:
+        temperature: T > 0. Both sets of logits are divided by it before the loss sees them.
+        scale_by_t_squared: multiply the loss by T^2, which keeps the size of its gradient comparable over T
+            (Hinton et al., 1503.02531).
+    """
+
+    temperature: float = 1.0
+    scale_by_t_squared: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, above=0.0)
+
+
+def check_range(
+    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """Raise `ConfigError` unless `value` is a finite number with `above < value`, `at_least <= value <= at_most`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and above < value and at_least <= value <= at_most):
+        low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}" if at_least > -math.inf else ""
+        high = f"at most {at_most:g}" if at_most < math.inf else ""
+        raise ConfigError(f"{name} must be a number {' and '.join(filter(None, (low, high)))}, got {value!r}")
+
+
+class TeacherTile:
+    """The teacher's view of one tile: dense logits `[n, V]`, already at the temperature the loss asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    def log_probs(self) -> Tensor:
+        """`log p`, `[n, V]`. Tokens the teacher cannot produce (logit -inf) get the log of the smallest normal
+        number of the dtype instead of -inf, so that `q log p` stays finite."""
+        return self.logits.log_softmax(-1).clamp_min(math.log(torch.finfo(self.logits.dtype).tiny))
+
+    def probs(self) -> Tensor:
+        """`p`, `[n, V]`. Exactly zero for tokens the teacher cannot produce."""
+        return self.logits.softmax(-1)
+
+
+@dataclass
+class LogitsTile:
+    """What a loss sees: a tile of n trained tokens.
+
+    Args:
+        student: logits `[n, V]`, at the loss's temperature.
+        teacher: the teacher's view of the same positions, or None when the objective has no teacher.
+        labels: the token that follows each position, `[n]`.
+    """
+
+    student: Tensor
+    teacher: TeacherTile | None
+    labels: Tensor
+
+    def at_temperature(self, temperature: float) -> "LogitsTile":
+        """The same tile with both sets of logits divided by `temperature`."""
+        if temperature == 1.0:
+            return self
+        teacher = None if self.teacher is None else TeacherTile(self.teacher.logits / temperature)
+        return LogitsTile(self.student / temperature, teacher, self.labels)
+
+
+class Loss:
+    """A per-token loss. Subclass it, name it, write `per_token`; register the class with `register_losses`.
+
+    Masking, token weights, normalisation, tiling, temperature and logging are the engine's work.
+
+    Class attributes:
+        name: how configs, logs and `get_loss` call it.
+        Options: a frozen dataclass; its fields are the keyword arguments of the loss.
+        needs_teacher: whether the loss reads `tile.teacher`.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = DivergenceOptions
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, **options: Any) -> None:
+        known = [field.name for field in dataclasses.fields(self.Options)]
+        for option in options:
+            if option not in known:
+                hint = did_you_mean(option, known)
+                raise ConfigError(
+                    f"loss {self.name!r} has no option {option!r}{hint} Options: {', '.join(known) or 'none'}"
+                )
+        try:
+            self.options = self.Options(**options)
+        except ConfigError as error:
+            raise ConfigError(f"loss {self.name!r}: {error}") from None
+
+    def per_token(self, tile: LogitsTile) -> Tensor:
+        """Return the loss of each token, `[n]`, in nats, differentiable in `tile.student`."""
+        raise NotImplementedError(f"loss {self.name!r} defines no per_token(self, tile)")
+
+    def per_token_and_grad(self, tile: LogitsTile) -> tuple[Tensor, Tensor]:
+        """Return the loss of each token, `[n]`, and its gradient by `tile.student`, `[n, V]`.
+
+        This default asks autograd; a closed form is faster and must agree with it.
+        """
+        with torch.enable_grad():
+            student = tile.student.detach().requires_grad_()
+            values = self.per_token(dataclasses.replace(tile, student=student))
+            (gradient,) = torch.autograd.grad(values.sum(), student)
+        return values.detach(), gradient
+
+    @property
+    def temperature(self) -> float:
+        """T of this loss: the `temperature` option, or 1 for a loss without one."""
+        return float(getattr(self.options, "temperature", 1.0))
+
+    @property
+    def scale(self) -> float:
+        """What the value is multiplied by: T^2, or 1 where `scale_by_t_squared` is off or absent."""
+        return self.temperature**2 if getattr(self.options, "scale_by_t_squared", False) else 1.0
