@@ -109,7 +109,7 @@ class Loss:
         known = [field.name for field in dataclasses.fields(self.Options)]
         for option in options:
             if option not in known:
-                hint = did_you_mean(option, known)
+                hint = did_you_mean(option, known) or "."
                 raise ConfigError(
                     f"loss {self.name!r} has no option {option!r}{hint} Options: {', '.join(known) or 'none'}"
                 )
