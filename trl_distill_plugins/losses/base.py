@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.errors import ConfigError, did_you_mean
 
 IGNORE_INDEX = -100
@@ -44,6 +45,11 @@ def check_range(
         low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}" if at_least > -math.inf else ""
         high = f"at most {at_most:g}" if at_most < math.inf else ""
         raise ConfigError(f"{name} must be a number {' and '.join(filter(None, (low, high)))}, got {value!r}")
+
+
+def match_width(logits: Tensor, width: int) -> Tensor:
+    """Bring `[..., V_t]` to `[..., width]`: cut the columns beyond it, or add columns without mass (-inf)."""
+    return torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-math.inf)
 
 
 class TeacherTile:
@@ -126,6 +132,29 @@ class Loss:
             values = self.per_token(dataclasses.replace(tile, student=student))
             (gradient,) = torch.autograd.grad(values.sum(), student)
         return values.detach(), gradient
+
+    def kernel_term(self, weight: float) -> KernelTerm | None:
+        """How the native tile kernels know this loss with that weight; None if they don't."""
+        return None
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Return the loss of each position, `[...]`, from logits `[..., V]`, differentiable by autograd.
+
+        Args:
+            student_logits: `[..., V]`.
+            teacher_logits: `[..., V_t]`; a vocabulary padded to another width is cut, or filled with no mass.
+            labels: `[...]`, the token after each position; positions labelled -100 count 0.
+        """
+        if teacher_logits is None and self.needs_teacher:
+            raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
+        if labels is None and not self.needs_teacher:
+            raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
+        dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+        student = student_logits.to(dtype)
+        teacher = None if teacher_logits is None else TeacherTile(match_width(teacher_logits.to(dtype), student.shape[-1]))
+        known = torch.zeros(student.shape[:-1], dtype=torch.long, device=student.device) if labels is None else labels
+        tile = LogitsTile(student, teacher, known.clamp_min(0))
+        return self.per_token(tile.at_temperature(self.temperature)).masked_fill(known == IGNORE_INDEX, 0) * self.scale
 
     @property
     def temperature(self) -> float:
