@@ -36,7 +36,9 @@ def test_head_gives_the_models_own_logits(family):
     torch.manual_seed(0)
     options = {**SMALL, **FAMILIES[family]}
     if family == "gpt2":
-        options = {k: v for k, v in options.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        options = {
+            k: v for k, v in options.items() if k not in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval()
     ids = torch.randint(3, 61, (2, 5))
     with torch.no_grad():

@@ -131,7 +131,11 @@ def test_half_precision_logits_give_fp32_losses():
         ("jsd", {"beta": 1.5}, "beta must be a number at least 0 and at most 1, got 1.5"),
         ("jsd", {"beta": float("nan")}, "beta must be a number at least 0 and at most 1, got nan"),
         ("cross_entropy", {"temperature": 2.0}, "has no option 'temperature'. Options: label_smoothing"),
-        ("cross_entropy", {"label_smoothing": "a"}, "label_smoothing must be a number at least 0 and at most 1, got 'a'"),
+        (
+            "cross_entropy",
+            {"label_smoothing": "a"},
+            "label_smoothing must be a number at least 0 and at most 1, got 'a'",
+        ),
     ],
 )
 def test_bad_options_are_named(name, options, message):

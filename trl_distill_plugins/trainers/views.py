@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from trl import pack_dataset
 
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.packing import pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
-from trl_distill_plugins.prompts.templates import PromptTemplate
 from trl_distill_plugins.prompts.views import ViewBuilder
 from trl_distill_plugins.teachers.base import Generation, Teacher
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
@@ -66,8 +65,8 @@ class ViewPreparation:
         args = self.args
         return ViewBuilder(
             self.tokenizer,
-            student_template=PromptTemplate.parse(args.student_prompt_template, "student_prompt_template"),
-            teacher_template=PromptTemplate.parse(args.teacher_prompt_template, "teacher_prompt_template"),
+            student_template=args.template("student"),
+            teacher_template=args.template("teacher"),
             max_length=args.max_length,
             max_teacher_length=args.max_teacher_length,
             input_column=args.input_column,
@@ -77,9 +76,7 @@ class ViewPreparation:
     def _completed(self, dataset: Dataset, builder: ViewBuilder, name: str) -> Dataset:
         """The dataset with a completion in each row; rows the teacher has nothing to say to are left out."""
         rows = [
-            index
-            for index, row in enumerate(dataset)
-            if not builder.has_completion(row, f"{name}, row {index + 1}")
+            index for index, row in enumerate(dataset) if not builder.has_completion(row, f"{name}, row {index + 1}")
         ]
         if not rows:
             return dataset
