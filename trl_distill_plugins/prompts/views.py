@@ -15,7 +15,7 @@ from trl_distill_plugins.errors import ConfigError, DataError
 from trl_distill_plugins.prompts.encoding import Encoder
 from trl_distill_plugins.prompts.rows import Prompt, SourceRow
 from trl_distill_plugins.prompts.templates import PromptTemplate
-from trl_distill_plugins.prompts.truncation import Truncation, Windows
+from trl_distill_plugins.prompts.truncation import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
