@@ -115,9 +115,7 @@ def _load(arguments: TrainArguments, name: str | None, split: str, training: Any
     if is_data_file(name):
         return load_rows(name, input_column=training.input_column)
     try:
-        return load_dataset(
-            name, name=arguments.dataset_config, split=split, streaming=arguments.dataset_streaming
-        )
+        return load_dataset(name, name=arguments.dataset_config, split=split, streaming=arguments.dataset_streaming)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot load the dataset {name!r}: {str(error).strip().splitlines()[0]}") from error
 

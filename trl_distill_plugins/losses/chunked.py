@@ -151,6 +151,14 @@ class _Tiles:
         differentiate(slice(start, end), raw, teacher_raw)
         return hidden, raw.to(hidden.dtype)
 
+    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the terms and the statistics, summed over all tiles."""
+        objective, weights = self.job.objective, self.job.weights.to(self.values.dtype)
+        scales = self.values.new_tensor([term.loss.scale for term in objective.terms])
+        shares = self.values.new_tensor([term.weight for term in objective.terms])
+        terms = (self.values @ weights) * scales
+        return terms @ shares / self.job.normalizer, terms, self.statistics.sum(0)
+
     def _native(self, tokens: slice, raw: Tensor, teacher_raw: Tensor | None) -> None:
         assert self._kernel is not None
         head = self.job.head
@@ -211,13 +219,10 @@ class _ChunkedObjective(torch.autograd.Function):
                 tile_hidden, gradient = tiles.run(start)
                 if any(needed):
                     gradients.add(start, gradient, tile_hidden, tiles.weight)
+            loss, terms, statistics = tiles.totals()
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)  # type: ignore[arg-type]
-        scales = tiles.values.new_tensor([term.loss.scale for term in job.objective.terms])
-        term_weights = tiles.values.new_tensor([term.weight for term in job.objective.terms])
-        terms = (tiles.values @ job.weights.to(tiles.values.dtype)) * scales
-        statistics = tiles.statistics.sum(0)
         ctx.mark_non_differentiable(terms, statistics)
-        return terms @ term_weights / job.normalizer, terms, statistics
+        return loss, terms, statistics
 
     @staticmethod
     def backward(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl_distill_plugins.losses.base import Loss, LogitsTile, check_range
+from trl_distill_plugins.losses.base import LogitsTile, Loss, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 
 

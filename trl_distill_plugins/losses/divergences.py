@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl_distill_plugins.losses.base import DivergenceOptions, Loss, LogitsTile, TeacherTile, check_range
+from trl_distill_plugins.losses.base import DivergenceOptions, LogitsTile, Loss, TeacherTile, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 
 
@@ -92,7 +92,8 @@ class JSD(Loss):
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
         self.beta: float = self.options.beta
-        self._limit: ForwardKL | ReverseKL | None = {0.0: ForwardKL(), 1.0: ReverseKL()}.get(self.beta)
+        limits: dict[float, ForwardKL | ReverseKL] = {0.0: ForwardKL(), 1.0: ReverseKL()}
+        self._limit = limits.get(self.beta)
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""

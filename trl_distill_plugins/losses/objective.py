@@ -55,7 +55,11 @@ class Objective:
 def _parse(entry: Mapping[str, Any] | str | Loss, position: int) -> tuple[Loss, float]:
     if isinstance(entry, Loss):
         return entry, 1.0
-    options = {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else {}
+    options: dict[str, Any] = {}
+    if isinstance(entry, str):
+        options = {"name": entry}
+    elif isinstance(entry, Mapping):
+        options = dict(entry)
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str):
         raise ConfigError(f"losses, entry {position}: expected {{name: ..., weight: ..., ...}}, got {entry!r}")

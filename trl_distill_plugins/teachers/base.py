@@ -56,6 +56,10 @@ class Teacher(ABC):
         """Put every model the teacher holds through `place`, which shards it or moves it to its device."""
 
     @abstractmethod
+    def move_to(self, device: Any) -> None:
+        """Get ready to `generate` on `device`, before `prepare`; a teacher elsewhere has nothing to do."""
+
+    @abstractmethod
     def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
         """Return what the teacher says at the trained positions.
 

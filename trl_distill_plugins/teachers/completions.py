@@ -31,15 +31,21 @@ class Request:
 
     key: str
     prompt_ids: list[int]
+    shown: Any
 
 
-def make_request(prompt_ids: list[int], teacher: str, generation: Generation, repeat: int = 0) -> Request:
+def make_request(prompt_ids: list[int], shown: Any, teacher: str, generation: Generation, repeat: int = 0) -> Request:
     """A request whose key changes with anything that changes the completion.
 
-    `repeat` tells apart equal prompts that are to be sampled more than once.
+    Args:
+        prompt_ids: the teacher's prompt, `[T]` token ids.
+        shown: what the record shows as the prompt: the row's own, without the teacher's template.
+        teacher: the teacher's name.
+        generation: how it writes.
+        repeat: tells apart equal prompts that are to be sampled more than once.
     """
     content = json.dumps([teacher, prompt_ids, asdict(generation), repeat])
-    return Request(hashlib.sha256(content.encode()).hexdigest()[:32], prompt_ids)
+    return Request(hashlib.sha256(content.encode()).hexdigest()[:32], prompt_ids, shown)
 
 
 class CompletionStore:
@@ -147,7 +153,7 @@ def _record_maker(tokenizer: Any, generation: Generation) -> Any:
     def record(request: Request, completion: Completion) -> dict[str, Any]:
         return {
             "key": request.key,
-            "prompt": tokenizer.decode(request.prompt_ids),
+            "prompt": request.shown,
             "completion": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
             "finish_reason": "stop" if completion.finished else "length",
             **asdict(generation),

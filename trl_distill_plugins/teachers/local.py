@@ -39,6 +39,11 @@ class LocalTeacher(Teacher):
         self._module: Any = self.model
 
     @property
+    def module(self) -> nn.Module:
+        """The model in the wrapper that `prepare` put it in."""
+        return self._module  # type: ignore[no-any-return]
+
+    @property
     def path(self) -> str:
         """Where the teacher's weights came from; empty for a model made in memory."""
         return str(getattr(self.model.config, "_name_or_path", "") or "")
@@ -55,6 +60,11 @@ class LocalTeacher(Teacher):
         own = _tokenizer_at(self.path)
         if own is not None:
             check_same_tokens(tokenizer, own, self.path)
+
+    def move_to(self, device: Any) -> None:
+        """Move the model, unless it was loaded with a placement of its own."""
+        if getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(device)
 
     def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
         """Move or shard the model through `place`."""

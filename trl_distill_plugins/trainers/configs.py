@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from trl import SFTConfig
 
@@ -64,9 +64,15 @@ class DistillationArguments:
         if self.distill_temperature is not None:
             check_range("distill_temperature", self.distill_temperature, above=0.0)
         check_range("loss_chunk_size", self.loss_chunk_size, at_least=1)
-        for side in ("teacher", "student"):
-            PromptTemplate.parse(getattr(self, f"{side}_prompt_template"), f"{side}_prompt_template")
+        self.template("teacher")
+        self.template("student")
         self.objective()
+
+    def template(self, side: Literal["teacher", "student"]) -> PromptTemplate | None:
+        """The parsed prompt template of one side, or None where it sees the row's own prompt."""
+        option = f"{side}_prompt_template"
+        value = getattr(self, option)
+        return None if value is None else PromptTemplate.parse(value, option)
 
     def objective(self) -> Objective | None:
         """The objective these arguments spell out, or None where they leave it to the trainer."""
@@ -104,7 +110,7 @@ class DistillSFTConfig(DistillationArguments, SFTConfig):
         generation_batch_size: prompts the teacher completes at a time.
     """
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Teacher: a path, a hub name, or scheme:address of a teacher plugin."}

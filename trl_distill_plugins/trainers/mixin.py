@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,12 +17,13 @@ from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objectiv
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.prompts.collator import TEACHER_PREFIX, ViewCollator
+from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator
 from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
+from trl_distill_plugins.trainers.saving import whole_or_nothing
 from trl_distill_plugins.trainers.views import ViewPreparation
 
 
@@ -37,8 +39,8 @@ class DistillationMixin:
         teacher: the `Teacher`, or None.
     """
 
-    # Whether the trainer prepares even complete rows without templates itself.
-    _always_builds_views: ClassVar[bool] = False
+    # Whether training rows may come without a completion for the student to write. All rows are then prepared here.
+    _student_completes: ClassVar[bool] = False
 
     objective: Objective | None = None
     teacher: Teacher | None = None
@@ -64,7 +66,7 @@ class DistillationMixin:
             names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
             raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
         datasets = [arguments.get("train_dataset"), arguments.get("eval_dataset")]
-        builds_views = self._always_builds_views or ViewPreparation.needed(args, datasets)
+        builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
@@ -92,7 +94,13 @@ class DistillationMixin:
         _refuse_unsupported(self)
         self.objective, self.teacher = objective, teacher
         if builds_views:
-            self._views = ViewPreparation(self.args, self.processing_class, teacher, self.accelerator, self.padding_free)
+            self._views = ViewPreparation(
+                self.args,
+                self.processing_class,
+                teacher,
+                self.accelerator,
+                student_completes=self._student_completes,
+            )
             self.train_dataset = self._views(self.train_dataset, "train", packing=self.args.packing)
             self.eval_dataset = self._prepare_eval(self.eval_dataset)
         self.data_collator = ViewCollator(self.data_collator)
@@ -119,7 +127,7 @@ class DistillationMixin:
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        teacher_columns = {TEACHER_PREFIX + column for column in ("input_ids", "labels", "seq_lengths")}
+        teacher_columns = {PREFIX + column for column in ("input_ids", "labels", "seq_lengths")}
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(teacher_columns)]))
 
     def compute_loss(
@@ -132,7 +140,7 @@ class DistillationMixin:
         """The objective over the trained tokens, divided once by their number in the whole global batch."""
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        student = {key: value for key, value in inputs.items() if not key.startswith(TEACHER_PREFIX)}
+        student = {key: value for key, value in inputs.items() if not key.startswith(PREFIX)}
         labels = student.pop("labels")
         trained = labels[:, 1:] != IGNORE_INDEX
         signal = self._teacher_signal(inputs, student, trained) if self.objective.needs_teacher else None
@@ -146,7 +154,7 @@ class DistillationMixin:
 
     def _teacher_signal(self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor) -> DenseSignal:
         """The teacher's word on the trained positions, through its own view of the batch if it has one."""
-        own = {k.removeprefix(TEACHER_PREFIX): v for k, v in inputs.items() if k.startswith(TEACHER_PREFIX)}
+        own = {k.removeprefix(PREFIX): v for k, v in inputs.items() if k.startswith(PREFIX)}
         if not own:
             return self.teacher.signal(student, trained)  # type: ignore[no-any-return]
         own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX
@@ -209,6 +217,11 @@ class DistillationMixin:
             prefix = "" if mode == "train" else "eval_"
             logs.update({prefix + name: value for name, value in figures.items()})
         super().log(logs, start_time)  # type: ignore[misc]
+
+    def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with whole_or_nothing(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
-from trl_distill_plugins.prompts.collator import TEACHER_PREFIX
+from trl_distill_plugins.prompts.collator import PREFIX
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.mixin import DistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
@@ -23,7 +23,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
     `lmbda` is, chosen by seed and step alike on all ranks. With `seq_kd`, the teacher writes the rest.
     """
 
-    _always_builds_views: ClassVar[bool] = True
+    _student_completes: ClassVar[bool] = True
 
     def _default_objective(self, args: Any, has_teacher: bool) -> Objective | None:
         return Objective.from_config([{"name": "jsd", "beta": args.beta}])
@@ -65,7 +65,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         if incomplete or draw < self.lmbda:
             return self._rewrite(batch, *self._sample(self.model_wrapped, batch, ""))
         if self.seq_kd:
-            prefix = TEACHER_PREFIX if TEACHER_PREFIX + "input_ids" in batch else ""
+            prefix = PREFIX if PREFIX + "input_ids" in batch else ""
             return self._rewrite(batch, *self._sample(self.teacher.module, batch, prefix))
         return batch
 
@@ -85,7 +85,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         """The batch with `completions` after its prompts, in both views."""
         written = [row[keep].tolist() for row, keep in zip(completions, mask, strict=True)]
         rows: list[dict[str, Any]] = [{} for _ in written]
-        for prefix in ("", TEACHER_PREFIX):
+        for prefix in ("", PREFIX):
             if prefix + "input_ids" not in batch:
                 continue
             for row, prompt, completion in zip(rows, _prompts(batch, prefix), written, strict=True):

@@ -1,5 +1,6 @@
 """Every private or experimental name of TRL this package uses. A new TRL release is a change of this file alone."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -8,13 +9,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.import_utils import TRLExperimentalWarning
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id, maybe_gather_lm_head_ctx
 
 from trl_distill_plugins.losses.head import LMHead
+
+with warnings.catch_warnings():
+    # It says that experimental names may change: this module is where that is dealt with.
+    warnings.simplefilter("ignore", TRLExperimentalWarning)
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 __all__ = [
     "GKDConfig",
