@@ -8,7 +8,7 @@ import torch
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.prompts.views import IGNORE_INDEX
 
-TEACHER_PREFIX = "teacher_"
+PREFIX = "teacher_"
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
@@ -33,19 +33,14 @@ class ViewCollator:
         self.base = base
 
     def __call__(self, examples: list[Example]) -> Batch:
-        student = self._collate(
-            [{k: v for k, v in row.items() if not k.startswith(TEACHER_PREFIX)} for row in examples]
-        )
-        if not any(key.startswith(TEACHER_PREFIX) for key in examples[0]):
+        student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
+        if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
         teacher = self._collate(
-            [
-                {k.removeprefix(TEACHER_PREFIX): v for k, v in row.items() if k.startswith(TEACHER_PREFIX)}
-                for row in examples
-            ]
+            [{k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)} for row in examples]
         )
         _check_alignment(student["labels"], teacher["labels"])
-        return {**student, **{TEACHER_PREFIX + key: value for key, value in teacher.items()}}
+        return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
 
     def _collate(self, examples: list[Example]) -> Batch:
         batch = self.base(examples)

@@ -150,10 +150,10 @@ def _merge(segments: list[Segment]) -> Segments:
 
 def _parse_json(text: str, option: str) -> list[Message]:
     try:
-        value = json.loads(text)
+        messages: list[Message] = json.loads(text)  # it begins with "[": a list; _parse_messages looks inside
     except ValueError as error:
         raise ConfigError(f"{option} begins like a JSON list of messages but is not valid JSON: {error}") from None
-    return value  # type: ignore[no-any-return]  # it begins with "[", so it is a list; _parse_messages looks inside
+    return messages
 
 
 def _parse_messages(messages: list[Message], option: str) -> tuple[tuple[str | None, Segments], ...]:
