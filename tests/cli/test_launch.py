@@ -125,7 +125,7 @@ def test_flags_are_split_in_order_with_and_without_an_equals_sign():
     [
         (
             ["--accelerate_config", "multicpu"],
-            "neither a file nor a shipped config; did you mean 'multi_cpu'[?] Shipped",
+            "neither a file nor a shipped config; did you mean 'multi_cpu'[?]",
         ),
         (["--accelerate_config"], "--accelerate_config needs a value"),
         (["--num_processes", "--bf16"], "--num_processes needs a value"),
@@ -151,7 +151,11 @@ def test_bad_values_are_config_errors_before_anything_starts(accelerate_args, me
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "must be a mapping"), ("a: [", "cannot read the accelerate config"), ("colour: red", "colour")],
+    [
+        ("[1, 2]", "must be a mapping"),
+        ("a: [", "cannot read the accelerate config"),
+        ('distributed_type: "NO"\ncolour: red', "colour"),
+    ],
 )
 def test_a_bad_config_file_is_a_config_error(tmp_path, text, message):
     bad = tmp_path / "bad.yaml"

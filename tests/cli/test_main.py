@@ -121,7 +121,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(command, capsys):
     [
         "with open('/dev/full', 'w') as file:\n    file.write('x')",
         "import torch\ntorch.save(torch.zeros(100000), '/dev/full')",
-        "try:\n    open('/dev/full', 'wb', 0).write(b'x')\nexcept OSError as e:\n    raise RuntimeError from e",
+        "try:\n with open('/dev/full', 'wb', 0) as f:\n  f.write(b'x')\nexcept OSError as e:\n raise KeyError from e",
     ],
     ids=["open", "torch.save", "wrapped"],
 )

@@ -38,7 +38,7 @@ LAUNCH_FLAGS = (
     "--max_restarts",
 )
 
-INTERRUPT_GRACE_SECONDS = 10.0
+INTERRUPT_GRACE_SECONDS = 5.0
 
 
 def config_folder() -> Path:
@@ -97,6 +97,7 @@ def launch(module: str, accelerate_args: list[str], train_args: list[str]) -> in
 
     args, environment = _prepare(module, accelerate_args, train_args)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.elastic.agent.server.api").disabled = True  # it sets its own level on import
     try:
         with patch_environment(**environment):
             launch_command(args)
