@@ -1,6 +1,7 @@
 """Starting workers through accelerate: real processes, real exit codes."""
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -162,6 +163,12 @@ def test_a_bad_config_file_is_a_config_error(tmp_path, text, message):
     bad.write_text(text)
     with pytest.raises(ConfigError, match=message):
         launch.launch("no_such_module", ["--config_file", str(bad)], [])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed here")
+def test_deepspeed_that_is_not_installed_is_a_config_error():
+    with pytest.raises(ConfigError, match="DeepSpeed is not installed"):
+        launch.launch("no_such_module", ["--config_file", str(launch.resolve_config("deepspeed_zero2"))], [])
 
 
 def test_the_launch_flags_are_accelerates_and_no_training_arguments():

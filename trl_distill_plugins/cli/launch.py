@@ -110,7 +110,7 @@ def launch(module: str, accelerate_args: list[str], train_args: list[str]) -> in
     except KeyboardInterrupt:
         _end_children()
         return 128 + signal.SIGINT
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # a wrong config, or DeepSpeed that is not installed
         raise ConfigError(f"accelerate launch: {error}") from error
     return 0
 
