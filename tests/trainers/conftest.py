@@ -5,7 +5,7 @@ import random
 import pytest
 from datasets import Dataset
 
-WORDS = "the quick brown fox jumps over lazy dog what is capital of france paris yes no good bad red blue".split()
+WORDS = ["the", "quick", "brown", "fox", "lazy", "dog", "what", "is", "capital", "paris", "yes", "no", "good", "bad"]
 QUIET = {
     "use_cpu": True,
     "bf16": False,

@@ -58,7 +58,11 @@ def test_cross_entropy_as_a_loss_follows_the_parents_curve(rows, quiet, tiny_cau
 def test_first_loss_is_the_kl_of_paired_positions(templates, rows, quiet, tiny_causal_lm, tiny_tokenizer, logged):
     args = DistillSFTConfig(**quiet | {"max_steps": 1, "shuffle_dataset": False}, **templates)
     trainer = DistillSFTTrainer(
-        tiny_causal_lm(0), args, train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1, 96)
+        tiny_causal_lm(0),
+        args,
+        train_dataset=rows,
+        processing_class=tiny_tokenizer,
+        teacher_model=tiny_causal_lm(1, 96),
     )
     batch = next(iter(trainer.get_train_dataloader()))
     expected = reference_loss(tiny_causal_lm(0), tiny_causal_lm(1, 96), batch)
@@ -135,7 +139,11 @@ def test_packed_rows_train_the_same_tokens(rows, quiet, tiny_causal_lm, tiny_tok
             **options,
         )
         trainer = DistillSFTTrainer(
-            tiny_causal_lm(0), args, train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1)
+            tiny_causal_lm(0),
+            args,
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            teacher_model=tiny_causal_lm(1),
         )
         trainer.train()
         return [logged(trainer, name)[0] for name in ("loss", "grad_norm", "trained_tokens")]
