@@ -80,7 +80,9 @@ def _parse(argv: list[str], config_class: type[Any]) -> tuple[Any, Any, Any]:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
     _check_student(model, training.trust_remote_code)
+    quantization = get_quantization_config(model)  # GKDTrainer takes it here alone
     training.model_init_kwargs = {
+        **({} if quantization is None else {"quantization_config": quantization}),
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
@@ -150,7 +152,6 @@ def _make(trainer_class: type[Any], arguments: TrainArguments, training: Any, mo
             args=training,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
     except DistillError:
