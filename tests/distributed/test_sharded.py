@@ -24,11 +24,12 @@ TRAINERS = {
     "gkd, dataset's completions": {"trainer": "gkd", "lmbda": 0.0},
     "gkd, student's completions": {"trainer": "gkd", "lmbda": 1.0, "temperature": 1e-7, "max_new_tokens": 6},
 }
-FSDP_COMMAND = """
+LAUNCHER = """
 import sys
 from trl_distill_plugins.cli.launch import launch, resolve_launch_args
-sys.exit(launch("tests.distributed.fsdp_worker", *resolve_launch_args(sys.argv[1:])))
+sys.exit(launch("tests.distributed.sharded_worker", *resolve_launch_args(sys.argv[1:])))
 """
+COMMAND = [sys.executable, "-c", LAUNCHER]
 TOLERANCE = 1e-4  # sums over shards come in another order
 
 
@@ -39,21 +40,26 @@ def case(request, run_on, paired_rows):
     return options, run_on(1, paired_rows, **options)
 
 
-@needs_deepspeed
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed(stage, case, run_on, paired_rows):
-    options, one = case
-    flags = ["--accelerate_config", f"deepspeed_zero{stage}"]
-    two = run_on(2, paired_rows, flags, **options, **SHARDED)
-    print(stage, greatest_difference(two, one))
-    assert max(greatest_difference(two, one).values()) < TOLERANCE
-
-
-def test_fsdp2(case, run_on, paired_rows, monkeypatch):
-    options, one = case
+@pytest.fixture
+def run_sharded(case, run_on, paired_rows, monkeypatch):
+    """`run_sharded(config, sharding)`: the run on two processes, and how far it is from one process's."""
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", "")))))
-    command = [sys.executable, "-c", FSDP_COMMAND]
-    two = run_on(2, paired_rows, ["--accelerate_config", "fsdp2"], command, **options, **SHARDED)
-    print("fsdp2", greatest_difference(two, one))
-    assert max(greatest_difference(two, one).values()) < TOLERANCE
+
+    def run(config, sharding):
+        options, one = case
+        monkeypatch.setenv("SHARDING", sharding)
+        two = run_on(2, paired_rows, ["--accelerate_config", config], COMMAND, **options, **SHARDED)
+        return greatest_difference(two, one)
+
+    return run
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed(stage, run_sharded):
+    assert max(run_sharded(f"deepspeed_zero{stage}", "DEEPSPEED").values()) < TOLERANCE
+
+
+def test_fsdp2(run_sharded):
+    assert max(run_sharded("fsdp2", "FSDP").values()) < TOLERANCE
