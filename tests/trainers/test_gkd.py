@@ -178,3 +178,8 @@ def test_a_gkd_run_without_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_
         DistillGKDTrainer(
             model=tiny_causal_lm(0), args=DistillGKDConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer
         )
+
+
+def test_packing_is_refused(make):
+    with pytest.raises(ConfigError, match="on-policy completions are written behind padded rows"):
+        make(packing=True)
