@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.errors import TeacherError, load_failure
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
@@ -142,9 +142,8 @@ def _cut(row: list[int], eos: list[int]) -> Completion:
 def _load(name: str, init_kwargs: dict[str, Any]) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(name, **init_kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TeacherError(f"cannot load the teacher {name!r}: {reason}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two for a wrong init_kwarg
+        raise TeacherError(f"cannot load the teacher {name!r}: {load_failure(name, error)}") from error
 
 
 def check_same_tokens(student: Any, teacher: Any, teacher_name: str) -> None:

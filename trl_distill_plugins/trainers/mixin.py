@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.errors import ConfigError, load_failure
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
 from trl_distill_plugins.losses.head import LMHead
@@ -247,7 +247,10 @@ def _load_tokenizer(model: Any, args: Any) -> Any:
     """The student's tokenizer, found as `SFTTrainer` finds it."""
     name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the tokenizer of the student {name!r}: {load_failure(name, error)}") from error
 
 
 def _refuse_unsupported(trainer: Any) -> None:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.files import name_of
 from trl_distill_plugins.prompts.packing import pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
@@ -51,6 +52,7 @@ class ViewPreparation:
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
         """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's."""
         keeps_prompts = self.student_completes and name == "train"
+        name = name_of(dataset, name)
         builder = self._builder(completion_required=not keeps_prompts)
         if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names and not keeps_prompts:
             dataset = self._completed(dataset, builder, name)
