@@ -42,13 +42,27 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
 from transformers.utils.logging import set_verbosity_error
 
 BATCH, LENGTH, VOCABULARY = 4, 512, 32000
 STUDENT = {"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024}
 TEACHER = {"hidden_size": 512, "num_hidden_layers": 12, "intermediate_size": 1664}
-VARIANTS = ("ours, forward KL", "ours, JSD 0.5", "TRL GKD, forward KL", "TRL GKD, JSD 0.5", "TRL SFT", "transformers CE")
+VARIANTS = (
+    "ours, forward KL",
+    "ours, JSD 0.5",
+    "TRL GKD, forward KL",
+    "TRL GKD, JSD 0.5",
+    "TRL SFT",
+    "transformers CE",
+)
 PEERS = {"ours, forward KL": "TRL GKD, forward KL", "ours, JSD 0.5": "TRL GKD, JSD 0.5"}
 WANTED = "wanted of ours: <= 0.6 of GKD's time, <= 0.3 of its memory, <= 1.15 of the floor"
 

@@ -42,11 +42,8 @@ class TrainArguments(ScriptArguments):
 
 def main(argv: list[str]) -> int:
     """Parse, train, save."""
-    name = option_in(argv, "trainer") or read_config(argv).get("trainer", "sft")
-    if name not in _TRAINERS:
-        raise ConfigError(f"no trainer named {name!r}; trainers: {', '.join(_TRAINERS)}")
-    config_class, trainer_class = _TRAINERS[name]
-    arguments, training, model = _parse(argv, config_class)
+    arguments, training, model = parse_arguments(argv)
+    _, trainer_class = _TRAINERS[arguments.trainer]
     trainer = trainer_class(
         model=model.model_name_or_path,
         args=training,
@@ -64,8 +61,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str], config_class: type[Any]) -> tuple[Any, Any, Any]:
-    """The arguments of the run, from `--config` and flags; flags win."""
+def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
+    """The arguments of a run, from `--config` and flags; flags win.
+
+    Returns what to train on, the training arguments (`DistillSFTConfig` or `DistillGKDConfig`) and the student.
+
+    Raises:
+        ConfigError: an option is unknown, malformed, out of range or missing.
+    """
+    name = option_in(argv, "trainer") or read_config(argv).get("trainer", "sft")
+    if name not in _TRAINERS:
+        raise ConfigError(f"no trainer named {name!r}; trainers: {', '.join(_TRAINERS)}")
+    config_class, _ = _TRAINERS[name]
     parser = TrlParser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
     parser.error = _refuse
     try:
