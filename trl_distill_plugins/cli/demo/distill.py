@@ -19,10 +19,10 @@ HEADER = "# Written by `trl-distill demo`. Run it again with: trl-distill train 
 
 
 def write_student(directory: Path, seed: int) -> None:
-    """Save a student with fresh random weights, a quarter of the teacher's width squared, and the same tokenizer."""
+    """Save a student with fresh random weights, under half the teacher's size, and the teacher's tokenizer."""
     tokenizer = build_tokenizer()
     with files.new_directory(directory) as partial:
-        new_model(tokenizer, hidden=32, layers=2, heads=2, seed=seed + 1).save_pretrained(partial)
+        new_model(tokenizer, hidden=40, layers=2, heads=2, seed=seed + 1).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
 
 
@@ -44,9 +44,9 @@ def write_config(folder: Path, handbook: Handbook, seed: int) -> Path:
         "losses": [{"name": "forward_kl", "weight": 1.0}],
         "max_new_tokens": MAX_NEW_TOKENS,
         "max_length": 256,
-        "num_train_epochs": 8,
-        "per_device_train_batch_size": 32,
-        "learning_rate": 5e-3,
+        "num_train_epochs": 6,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 6e-3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 20,
         "logging_steps": 20,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
 Item = TypeVar("Item")
@@ -19,7 +19,7 @@ class Prompted:
     """A model together with the prompt it is given: `template` holds `{input}`."""
 
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: "PreTrainedTokenizerBase"
     template: str
 
     def prompts(self, inputs: Sequence[str]) -> list[str]:
@@ -35,7 +35,7 @@ class Prompted:
         import torch
 
         found: list[str] = []
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         for batch in _batches(inputs, batch_size):
             encoded = self.tokenizer(self.prompts(batch), padding=True, padding_side="left", return_tensors="pt")
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
@@ -51,11 +51,12 @@ class Prompted:
         import torch
 
         ids, labels = self._rows(inputs, completions)
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
             # Rows are padded on the right: causal attention hides the padding from every token before it.
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        return logits[:, :-1][labels[:, 1:] != IGNORED].float().log_softmax(-1)
+        kept: torch.Tensor = logits[:, :-1][labels[:, 1:] != IGNORED]
+        return kept.float().log_softmax(-1)
 
     def _rows(self, inputs: Sequence[str], completions: Sequence[str]) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Return `[B, T]` ids of prompt + completion and their labels, `IGNORED` outside the completions."""

@@ -47,7 +47,7 @@ class Handbook:
         return " ".join([world.PREAMBLE, *rules])
 
     def answer(self, topic: str) -> str:
-        """Return the one right answer to a ticket about `topic`: its rule, word for word."""
+        """Return the one right answer to a ticket about `topic`: the topic and its desk."""
         return world.ANSWER.format(topic=topic, desk=self.desks[topic])
 
     def teacher_template(self) -> str:
@@ -102,7 +102,8 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     splitter = pre_tokenizers.Split(Regex(r"#?\w+|[^\w\s]"), behavior="removed", invert=True)
-    texts = [world.PREAMBLE, world.RULE, world.ANSWER, world.TICKET, *(f"#{desk}" for desk in world.DESKS), *world.TOPICS]
+    texts = [world.PREAMBLE, world.RULE, world.ANSWER, world.TICKET, *world.TOPICS]
+    texts += [f"#{desk}" for desk in world.DESKS]
     texts += [name for names in world.TOPICS.values() for name in names]
     texts += [*world.GREETINGS, *world.OWNERS, *world.WHENS, *world.CLOSINGS, *world.SHAPES]
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text.lower())}
@@ -111,7 +112,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",

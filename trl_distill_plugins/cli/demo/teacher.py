@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,9 @@ class Recipe:
     layers: int = 2
     heads: int = 4
     lookup_steps: int = 150
-    ticket_steps: int = 250
-    handbooks: int = 16
-    tickets_per_handbook: int = 8
+    lookup_shape: tuple[int, int] = (16, 8)  # handbooks a step, tickets asked about each
+    ticket_steps: int = 300
+    ticket_shape: tuple[int, int] = (8, 24)
     learning_rate: float = 3e-3
     desks_in_first_lesson: tuple[int, ...] = (1, 2, 3, 5, 8, len(world.TOPICS))
 
@@ -103,7 +104,7 @@ def train(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedMo
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return model.eval()
+    return model
 
 
 Lesson = tuple[list[Handbook], list[list[Ticket]]]
@@ -114,14 +115,14 @@ def _lessons(recipe: Recipe) -> Iterator[Lesson]:
     rng = random.Random(recipe.seed)
     tickets = sample_tickets(rng, held_out=False)
     topics = list(world.TOPICS)
-    for step in range(recipe.lookup_steps + recipe.ticket_steps):
-        first = step < recipe.lookup_steps
-        desks = [rng.choice(recipe.desks_in_first_lesson) if first else len(topics) for _ in range(recipe.handbooks)]
-        asked = [
-            [Ticket(name := rng.choice(topics), name) if first else next(tickets) for _ in range(count)]
-            for count in [recipe.tickets_per_handbook] * recipe.handbooks
-        ]
-        yield [Handbook.sample(rng, desks=count) for count in desks], asked
+    for _ in range(recipe.lookup_steps):
+        books, asked = recipe.lookup_shape
+        desks = rng.choices(recipe.desks_in_first_lesson, k=books)
+        names = [[Ticket(name, name) for name in rng.choices(topics, k=asked)] for _ in desks]
+        yield [Handbook.sample(rng, desks=count) for count in desks], names
+    for _ in range(recipe.ticket_steps):
+        books, asked = recipe.ticket_shape
+        yield [Handbook.sample(rng) for _ in range(books)], [list(islice(tickets, asked)) for _ in range(books)]
 
 
 def _loss(

@@ -32,7 +32,7 @@ DESKS = (
 GREETINGS = ("", "", "hi,", "hello,", "good morning,", "dear team,", "hey,", "sorry to bother you,")
 OWNERS = ("my", "our", "the", "this", "a colleague's", "my manager's")
 WHENS = ("", "", "since monday", "since this morning", "again", "for two weeks", "after the update", "as of today")
-CLOSINGS = (".", ".", ", please help.", ", thanks.", ", any idea?", ", can somebody look at it?", ", it is for a client.")
+CLOSINGS = (".", ".", ", please help.", ", thanks.", ", any idea?", ", can somebody look?", ", it is for a client.")
 
 # {it} is what the ticket is about, {other} something it names but is not about.
 SHAPES = (
