@@ -97,7 +97,7 @@ def test_a_teacher_is_trained_once_for_each_recipe(tmp_path: Path) -> None:
 
 
 def test_a_failed_training_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 2))
+    monkeypatch.setattr(subprocess, "run", lambda command, check, env: subprocess.CompletedProcess(command, 2))
     with pytest.raises(DistillError, match="exit code 2"):
         distill.train_student(tmp_path / "distill.yaml")
 

@@ -1,6 +1,7 @@
 """The demo's distillation: a student, a JSONL of bare inputs, a YAML, and `trl-distill train` on them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,8 @@ def forget_student(folder: Path) -> None:
 
 
 def train_student(config: Path) -> None:
-    """Run the product's own command on `config`."""
+    """Run the product's own command on `config`, kept off the network."""
     command = [sys.executable, "-m", "trl_distill_plugins.cli.main", "train", "--config", str(config)]
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode
     if code:
         raise DistillError(f"`trl-distill train --config {config}` ended with exit code {code}; its message is above")

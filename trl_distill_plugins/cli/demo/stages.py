@@ -39,6 +39,7 @@ class Demo:
 
     def run(self) -> Report:
         """Make or reuse the teacher, distil the student, measure both, and show and save the report."""
+        _quiet()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._explain()
         with self._stage("teacher", "1/3  A teacher learns to read handbooks"):
@@ -114,6 +115,13 @@ class Demo:
         self.console.print(f"[bold]{report.verdict()}[/]", highlight=False)
         took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         self.console.print(f"[dim]{took}; report.json, report.png and distill.yaml are in {self.folder}[/]")
+
+
+def _quiet() -> None:
+    """Keep progress bars of loading and saving small models out of the demo."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _parameters(model: "PreTrainedModel") -> int:

@@ -34,28 +34,29 @@ class Recipe:
     heads: int = 4
     lookup_steps: int = 150
     lookup_shape: tuple[int, int] = (16, 8)  # handbooks a step, tickets asked about each
-    ticket_steps: int = 300
+    ticket_steps: int = 240
     ticket_shape: tuple[int, int] = (8, 24)
     learning_rate: float = 3e-3
     desks_in_first_lesson: tuple[int, ...] = (1, 2, 3, 5, 8, len(world.TOPICS))
 
-    def record(self) -> dict[str, object]:
-        """Return the recipe as JSON reads it back."""
-        record: dict[str, object] = json.loads(json.dumps(asdict(self)))
+    def record(self, tokenizer: "PreTrainedTokenizerFast") -> dict[str, object]:
+        """Return the recipe and the words it speaks, as JSON reads them back."""
+        record: dict[str, object] = json.loads(json.dumps({**asdict(self), "vocabulary": tokenizer.get_vocab()}))
         return record
 
 
 def prepare_teacher(directory: Path, recipe: Recipe) -> bool:
     """Make sure `directory` holds the teacher of `recipe`; return whether it had to be trained."""
     saved = directory / RECORD
-    if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")) == recipe.record():
-        return False
     tokenizer = build_tokenizer()
+    record = recipe.record(tokenizer)
+    if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")) == record:
+        return False
     model = train(recipe, tokenizer)
     with files.new_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        (partial / RECORD).write_text(json.dumps(recipe.record(), indent=2) + "\n", encoding="utf-8")
+        (partial / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
     return True
 
 
@@ -72,6 +73,8 @@ def new_model(
         n_embd=hidden,
         n_layer=layers,
         n_head=heads,
+        n_inner=2 * hidden,
+        activation_function="relu",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -133,13 +136,14 @@ def _loss(
     from torch.nn import functional as F
 
     prompts = torch.tensor(tokenizer([handbook.text() for handbook in handbooks])["input_ids"])
-    cache = model(input_ids=prompts, attention_mask=torch.ones_like(prompts), use_cache=True).past_key_values
+    cache = model.base_model(prompts, attention_mask=torch.ones_like(prompts), use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(asked[0]))
     ids, labels = _rows(tokenizer, handbooks, asked)
     mask = torch.ones(len(ids), prompts.shape[1] + ids.shape[1], dtype=torch.long)
-    logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+    hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
     trained = labels[:, 1:] != IGNORED
-    return F.cross_entropy(logits[:, :-1][trained], labels[:, 1:][trained])
+    logits = model.get_output_embeddings()(hidden[:, :-1][trained])  # type: ignore[no-untyped-call]
+    return F.cross_entropy(logits, labels[:, 1:][trained])
 
 
 def _rows(
