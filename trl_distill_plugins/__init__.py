@@ -1,1 +1,58 @@
-"""Distillation plugins for TRL."""
+"""Distillation plugins for TRL.
+
+The public names are resolved on first use, so importing this package imports neither torch nor trl.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_distill_plugins.hookspecs import hookimpl
+    from trl_distill_plugins.losses import get_loss
+    from trl_distill_plugins.losses.base import Loss
+    from trl_distill_plugins.plugins import plugin_manager
+    from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig
+    from trl_distill_plugins.trainers.gkd import DistillGKDTrainer
+    from trl_distill_plugins.trainers.mixin import DistillationMixin
+    from trl_distill_plugins.trainers.on_policy import OnPolicyDistillationMixin
+    from trl_distill_plugins.trainers.sft import DistillSFTTrainer
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DistillGKDConfig",
+    "DistillGKDTrainer",
+    "DistillSFTConfig",
+    "DistillSFTTrainer",
+    "DistillationMixin",
+    "Loss",
+    "OnPolicyDistillationMixin",
+    "get_loss",
+    "hookimpl",
+    "plugin_manager",
+]
+
+_MODULE_OF = {
+    "DistillGKDConfig": "trainers.configs",
+    "DistillGKDTrainer": "trainers.gkd",
+    "DistillSFTConfig": "trainers.configs",
+    "DistillSFTTrainer": "trainers.sft",
+    "DistillationMixin": "trainers.mixin",
+    "Loss": "losses.base",
+    "OnPolicyDistillationMixin": "trainers.on_policy",
+    "get_loss": "losses",
+    "hookimpl": "hookspecs",
+    "plugin_manager": "plugins",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

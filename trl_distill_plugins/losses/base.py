@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError, did_you_mean
+from trl_distill_plugins.losses.kernels.terms import KernelTerm
 
 IGNORE_INDEX = -100
+LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def check_range(
         raise ConfigError(f"{name} must be a number {' and '.join(filter(None, (low, high)))}, got {value!r}")
 
 
+def match_width(logits: Tensor, width: int) -> Tensor:
+    """Bring `[..., V_t]` to `[..., width]`: cut the columns beyond it, or add columns without mass (-inf)."""
+    return torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-math.inf)
+
+
 class TeacherTile:
     """The teacher's view of one tile: dense logits `[n, V]`, already at the temperature the loss asked for."""
 
@@ -53,9 +60,9 @@ class TeacherTile:
         self.logits = logits
 
     def log_probs(self) -> Tensor:
-        """`log p`, `[n, V]`. Tokens the teacher cannot produce (logit -inf) get the log of the smallest normal
-        number of the dtype instead of -inf, so that `q log p` stays finite."""
-        return self.logits.log_softmax(-1).clamp_min(math.log(torch.finfo(self.logits.dtype).tiny))
+        """`log p`, `[n, V]`, at least -87.3, the log of the smallest normal fp32 number: `q log p` stays finite where
+        the teacher has no mass (logit -inf)."""
+        return self.logits.log_softmax(-1).clamp_min(LOG_TINY)
 
     def probs(self) -> Tensor:
         """`p`, `[n, V]`. Exactly zero for tokens the teacher cannot produce."""
@@ -103,7 +110,7 @@ class Loss:
         known = [field.name for field in dataclasses.fields(self.Options)]
         for option in options:
             if option not in known:
-                hint = did_you_mean(option, known)
+                hint = did_you_mean(option, known) or "."
                 raise ConfigError(
                     f"loss {self.name!r} has no option {option!r}{hint} Options: {', '.join(known) or 'none'}"
                 )
@@ -126,6 +133,33 @@ class Loss:
             values = self.per_token(dataclasses.replace(tile, student=student))
             (gradient,) = torch.autograd.grad(values.sum(), student)
         return values.detach(), gradient
+
+    def kernel_term(self, weight: float) -> KernelTerm | None:
+        """How the native tile kernels know this loss with that weight; None if they don't."""
+        return None
+
+    def __call__(
+        self, student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of each position, `[...]`, from logits `[..., V]`, differentiable by autograd.
+
+        Args:
+            student_logits: `[..., V]`.
+            teacher_logits: `[..., V_t]`; a vocabulary padded to another width is cut, or filled with no mass.
+            labels: `[...]`, the token after each position; positions labelled -100 count 0.
+        """
+        if teacher_logits is None and self.needs_teacher:
+            raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
+        if labels is None and not self.needs_teacher:
+            raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
+        dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+        student = student_logits.to(dtype)
+        teacher = (
+            None if teacher_logits is None else TeacherTile(match_width(teacher_logits.to(dtype), student.shape[-1]))
+        )
+        known = torch.zeros(student.shape[:-1], dtype=torch.long, device=student.device) if labels is None else labels
+        tile = LogitsTile(student, teacher, known.clamp_min(0))
+        return self.per_token(tile.at_temperature(self.temperature)).masked_fill(known == IGNORE_INDEX, 0) * self.scale
 
     @property
     def temperature(self) -> float:

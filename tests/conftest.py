@@ -1,0 +1,67 @@
+"""Fixtures for the whole suite: a tokenizer and causal models made here, so that no test needs the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "the quick brown fox jumps over the lazy dog .",
+    "what is the capital of france ? the capital is paris .",
+    "translate the word to german : yes no good bad red blue .",
+    "0 1 2 3 4 5 6 7 8 9 plus minus times equals",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """A byte-level BPE of 384 tokens that encodes any text without loss. It has no chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<pad>", "<eos>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=512
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_lm() -> "Callable[..., LlamaForCausalLM]":
+    """A factory of small Llama models with random weights: `tiny_causal_lm(seed, hidden=64, layers=2, vocab=384)`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(seed: int = 0, hidden: int = 64, layers: int = 2, vocab: int = 384) -> LlamaForCausalLM:
+        config = LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+    return make

@@ -1,0 +1,62 @@
+"""What a teacher says about N trained positions, in the form the chunked engine reads tile by tile."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.losses.head import LMHead
+
+
+@dataclass(frozen=True)
+class DenseSignal:
+    """The teacher's whole next-token distribution, as hidden states and the head that turns them into logits.
+
+    Args:
+        hidden: `[N, H_t]`, one row per trained position, in the student's order.
+        head: the teacher's head. Its vocabulary may be padded to another width than the student's.
+    """
+
+    hidden: Tensor
+    head: LMHead
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+    def to(self, dtype: torch.dtype) -> "DenseSignal":
+        """The same signal, to be projected in `dtype`."""
+        return self if dtype == self.hidden.dtype else DenseSignal(self.hidden.to(dtype), self.head)
+
+    @cached_property
+    def _cast_head(self) -> tuple[Tensor, Tensor | None]:
+        bias = self.head.bias
+        return self.head.weight.to(self.hidden.dtype), None if bias is None else bias.to(self.hidden.dtype)
+
+    def write_raw_logits(self, start: int, end: int, out: Tensor) -> Tensor:
+        """Write the logits of positions `start` to `end`, before scale and soft cap, into `out` `[end - start, V]`.
+
+        V is the student's vocabulary. Columns the teacher lacks become -inf (no mass), columns only the teacher has
+        are left out, so that the rest is renormalised.
+        """
+        weight, bias = self._cast_head
+        width = min(out.shape[1], weight.shape[0])
+        project(self.hidden[start:end], weight[:width], None if bias is None else bias[:width], out[:, :width])
+        out[:, width:] = -torch.inf
+        return out
+
+
+def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """`out = hidden @ weight.T + bias`; `[n, H]`, `[V, H]`, `[V]`. `out` may be fp32 for half-precision factors."""
+    if out.dtype == hidden.dtype:
+        torch.mm(hidden, weight.t(), out=out)
+    else:
+        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
+    if bias is not None:
+        out += bias
+
+
+def logits_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype logits are projected into: fp32 from half precision where the device's matmul can, else unchanged."""
+    half = hidden.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and hidden.device.type == "cuda" else hidden.dtype

@@ -1,0 +1,58 @@
+"""Batches of both views."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trl_distill_plugins.errors import DataError
+from trl_distill_plugins.prompts.views import IGNORE_INDEX
+
+PREFIX = "teacher_"
+
+Example = dict[str, Any]
+Batch = dict[str, Any]
+
+
+class ViewCollator:
+    """Collates the student's columns and the teacher's, each with `base`.
+
+    The batch holds what `base` makes of the student's columns and, under names with the prefix `teacher_`, what it
+    makes of the teacher's. `teacher_seq_lengths` of packed rows reaches `base` as `seq_lengths`. Examples without
+    teacher columns give what `base` gives.
+
+    In both, the label at index 0 is set to -100, since nothing predicts that token.
+
+    Raises `DataError` if the trained tokens of the two views are not the same.
+
+    Args:
+        base: any callable from a list of examples to a batch with `labels` `[B, T]`; TRL's collator.
+    """
+
+    def __init__(self, base: Callable[[list[Example]], Batch]) -> None:
+        self.base = base
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
+        if not any(key.startswith(PREFIX) for key in examples[0]):
+            return student
+        teacher = self._collate(
+            [{k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)} for row in examples]
+        )
+        _check_alignment(student["labels"], teacher["labels"])
+        return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
+
+    def _collate(self, examples: list[Example]) -> Batch:
+        batch = self.base(examples)
+        batch["labels"][:, 0] = IGNORE_INDEX
+        return batch
+
+
+def _check_alignment(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """`student` and `teacher` are labels `[B, T]`, with different T."""
+    student_ids, teacher_ids = student[student != IGNORE_INDEX], teacher[teacher != IGNORE_INDEX]
+    if not torch.equal(student_ids, teacher_ids):
+        raise DataError(
+            f"labels and teacher_labels of a batch train different tokens ({len(student_ids)} and {len(teacher_ids)}); "
+            "make both from one completion, with prepare_views"
+        )

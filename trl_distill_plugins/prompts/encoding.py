@@ -1,0 +1,171 @@
+"""Prompts and completions to token ids.
+
+The completion is tokenised apart from the prompt, once, because student and teacher share its ids. TRL's SFTTrainer
+tokenises prompt and completion as one text, in which the last characters of the one and the first of the other may
+merge into one token; here they never do, which is also what a model sees when it generates behind a prompt.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+from trl_distill_plugins.errors import ConfigError, DataError
+from trl_distill_plugins.prompts.rows import Completion, Message, Prompt, SourceRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANCHOR = "\n"
+_PROBE = "a"
+
+
+class Encoder:
+    """Rules of tokenisation for one tokenizer. Needs an `eos_token`.
+
+    - A text prompt gets the special tokens that the tokenizer puts BEFORE a text (never those it puts after one), and
+      never a second time when the text already begins with them.
+    - A chat prompt is rendered by the chat template with its generation prompt and gets no other special tokens.
+    - A prompt of no tokens becomes `bos_token`, or `eos_token` where there is none: nothing predicts the token at
+      index 0, so the completion must not begin there.
+    - A completion behind a text prompt is the text and `eos_token`, unless it ends with one or was cut off when it was
+      generated.
+    - A completion behind a chat prompt is what the chat template renders after the generation prompt. Where the
+      generation prompt is no prefix of the rendered conversation (some templates open a thinking block there), the
+      prompt ends, as in TRL, where the token ids of the two renderings part.
+    - Tokenizers that put a space before a text do not put one before a completion.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no eos_token, so a completion could not end; set tokenizer.eos_token")
+        self.tokenizer = tokenizer
+        self.eos_token_id: int = tokenizer.eos_token_id
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.start_ids = _special_ids_before(tokenizer)
+        self._adds_space = self._ids(_ANCHOR + _PROBE) != self._ids(_ANCHOR) + self._ids(_PROBE)
+
+    def generation_ids(self, prompt: Prompt, row: SourceRow) -> list[int]:
+        """Ids to generate from: the whole prompt, for chat messages with the generation prompt."""
+        if isinstance(prompt, str):
+            ids = self._ids(prompt)
+            return self._started(ids if ids[: len(self.start_ids)] == self.start_ids else self.start_ids + ids)
+        return self._started(self._ids(self._render(prompt, row, add_generation_prompt=True)))
+
+    def prompt_ids(self, prompt: Prompt, completion: Completion, row: SourceRow) -> list[int]:
+        """Ids of `prompt` as training has them in front of `completion`."""
+        return self._split(prompt, completion, row)[0]
+
+    def encode(self, prompt: Prompt, completion: Completion, row: SourceRow) -> tuple[list[int], list[int]]:
+        """Return the ids of prompt and completion for training."""
+        prompt_ids, answer = self._split(prompt, completion, row)
+        ids = self._completion_ids(answer) if isinstance(answer, str) else answer
+        if not ids:
+            raise DataError(f"{row.where}: the tokenizer makes no token of the completion; remove the row")
+        needs_end = isinstance(prompt, str) and not row.is_truncated and ids[-1] != self.eos_token_id
+        return prompt_ids, [*ids, self.eos_token_id] if needs_end else ids
+
+    def _split(self, prompt: Prompt, completion: Completion, row: SourceRow) -> tuple[list[int], str | list[int]]:
+        """Return the prompt's ids and the text behind them, or its ids where the two had to be tokenised together."""
+        if isinstance(prompt, str):
+            return self.generation_ids(prompt, row), _as_text(completion, row)
+        opened = self._render(prompt, row, add_generation_prompt=True)
+        full = self._render(prompt + _as_messages(completion), row, add_generation_prompt=False)
+        if full.startswith(opened):
+            return self._started(self._ids(opened)), _answer(full[len(opened) :], completion, row)
+        closed = self._render(prompt, row, add_generation_prompt=False)
+        if not full.startswith(closed):
+            raise DataError(
+                f"{row.where}: the chat template renders the prompt differently when a completion follows; "
+                "set a chat template that renders it alike"
+            )
+        opened_ids = self._ids(opened)
+        full_ids = self._ids(closed + _answer(full[len(closed) :], completion, row))
+        length = _common_length(opened_ids, full_ids)
+        return self._started(full_ids[:length]), full_ids[length:]
+
+    def _completion_ids(self, text: str) -> list[int]:
+        """Ids of `text` without the space that some tokenizers put before a text."""
+        if self._adds_space:
+            anchor, anchored = self._ids(_ANCHOR), self._ids(_ANCHOR + text)
+            if anchored[: len(anchor)] == anchor:
+                return anchored[len(anchor) :]
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _started(self, ids: list[int]) -> list[int]:
+        return ids or [self.eos_token_id if self.bos_token_id is None else self.bos_token_id]
+
+    def _render(self, messages: list[Message], row: SourceRow, *, add_generation_prompt: bool) -> str:
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(
+                "the prompts are chat messages but the tokenizer has no chat template; set tokenizer.chat_template "
+                "or chat_template_path, or write the prompt templates as text"
+            )
+        if not messages:
+            raise DataError(f"{row.where}: there is no message before the completion; add a user message")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **_template_arguments(row)
+            )
+        except TemplateError as error:
+            raise DataError(f"{row.where}: the chat template cannot render this conversation: {error}") from None
+        return str(text)
+
+
+def _special_ids_before(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special tokens that the tokenizer puts before a text."""
+    plain = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    marked = list(tokenizer(_PROBE)["input_ids"])
+    starts = (i for i in range(len(marked)) if marked[i : i + len(plain)] == plain)
+    return marked[: next(starts, 0)]
+
+
+def _template_arguments(row: SourceRow) -> dict[str, Any]:
+    """Arguments of the chat template that TRL reads from the columns `tools` and `chat_template_kwargs`."""
+    tools = row.columns.get("tools")
+    extra = row.columns.get("chat_template_kwargs") or {}
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise DataError(f"{row.where}: column 'tools' is not valid JSON: {error}") from None
+    return {
+        "tools": tools or None,
+        **{name: value for name, value in extra.items() if value is not None},
+    }
+
+
+def _as_messages(completion: Completion) -> list[Message]:
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+
+
+def _as_text(completion: Completion, row: SourceRow) -> str:
+    if isinstance(completion, str):
+        return completion
+    if len(completion) > 1 or not isinstance(completion[0]["content"], str):
+        raise DataError(
+            f"{row.where}: a completion of several messages or with tool calls needs a chat prompt; write the "
+            "student's prompt template as a list of messages"
+        )
+    return completion[0]["content"]
+
+
+def _answer(rendered: str, completion: Completion, row: SourceRow) -> str:
+    """What the chat template made of the completion; without the end of turn if the completion was cut off."""
+    if not row.is_truncated:
+        return rendered
+    for content in (_as_text(completion, row), _as_text(completion, row).strip()):
+        if content in rendered:
+            return rendered[: rendered.index(content) + len(content)]
+    raise DataError(
+        f"{row.where}: the chat template changes the completion, so where it was cut off cannot be found; "
+        "remove the row or its completion_truncated"
+    )
+
+
+def _common_length(ids: list[int], others: list[int]) -> int:
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))

@@ -1,0 +1,73 @@
+"""What a teacher is: something that gives a signal at the trained positions and, if it can, writes completions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from trl_distill_plugins.losses.signals import DenseSignal
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a teacher writes completions.
+
+    Args:
+        max_new_tokens: a completion is cut off there.
+        temperature: 0 takes the most likely token each time; above 0 samples.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a teacher wrote after one prompt. `finished` is False where `max_new_tokens` cut it off."""
+
+    token_ids: list[int]
+    finished: bool
+
+
+class Teacher(ABC):
+    """Subclass it, name it, and return the class from `register_teachers`.
+
+    `teacher_model_name_or_path: "name:address"` makes `MyTeacher("address", ...)`; a path without a registered name in
+    front is a model for `LocalTeacher`.
+
+    Class attributes:
+        name: the scheme in front of the colon.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, address: Any, **init_kwargs: Any) -> None:
+        """Take the address and `teacher_model_init_kwargs`."""
+
+    @abstractmethod
+    def check_student(self, tokenizer: Any) -> None:
+        """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`."""
+
+    @abstractmethod
+    def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
+        """Put every model the teacher holds through `place`, which shards it or moves it to its device."""
+
+    @abstractmethod
+    def move_to(self, device: Any) -> None:
+        """Get ready to `generate` on `device`, before `prepare`; a teacher elsewhere has nothing to do."""
+
+    @abstractmethod
+    def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
+        """Return what the teacher says at the trained positions.
+
+        Args:
+            inputs: what a model's forward takes, `[B, T]`: the teacher's view of the batch.
+            trained: `[B, T - 1]`, True where the next token is trained. The signal's rows follow its order.
+        """
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
+        """Continue each prompt, given as token ids of the student's tokenizer. One batch; order kept."""

@@ -1,0 +1,162 @@
+"""A teacher in this process's memory: any transformers causal language model."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+
+
+class LocalTeacher(Teacher):
+    """A model in memory, in its own dtype and quantisation; never trained, never in training mode.
+
+    Args:
+        address: a path or hub name, or a model object.
+        init_kwargs: for `AutoModelForCausalLM.from_pretrained` when `address` is a name: dtype, revision,
+            quantization_config, device_map, attn_implementation, ...
+    """
+
+    name = "local"
+
+    def __init__(self, address: str | nn.Module, **init_kwargs: Any) -> None:
+        if isinstance(address, str):
+            self.model: Any = _load(address, init_kwargs)
+        elif init_kwargs:
+            raise TeacherError(
+                "teacher_model_init_kwargs are for loading a teacher by name, and this one is already a model; "
+                "drop them, or pass the name"
+            )
+        else:
+            self.model = address
+        self.model.eval().requires_grad_(False)
+        self._module: Any = self.model
+
+    @property
+    def module(self) -> nn.Module:
+        """The model in the wrapper that `prepare` put it in."""
+        return self._module  # type: ignore[no-any-return]
+
+    @property
+    def path(self) -> str:
+        """Where the teacher's weights came from; empty for a model made in memory."""
+        return str(getattr(self.model.config, "_name_or_path", "") or "")
+
+    def check_student(self, tokenizer: Any) -> None:
+        """Raise `TeacherError` unless both tokenizers agree and both models cover the student's tokens."""
+        width = self.model.config.get_text_config().vocab_size
+        if len(tokenizer) > width:
+            raise TeacherError(
+                f"the student's tokenizer has {len(tokenizer)} tokens and the teacher's vocabulary only {width}: they "
+                "do not share a tokenizer. Use a teacher of the student's family, or train on the teacher's text alone "
+                "(losses: [cross_entropy] on its completions)"
+            )
+        own = _tokenizer_at(self.path)
+        if own is not None:
+            check_same_tokens(tokenizer, own, self.path)
+
+    def move_to(self, device: Any) -> None:
+        """Move the model, unless it was loaded with a placement of its own."""
+        if getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(device)
+
+    def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
+        """Move or shard the model through `place`."""
+        self._module = place(self.model)
+        self._module.eval()
+
+    def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
+        """Run the backbone; the head is applied tile by tile by the engine."""
+        with torch.no_grad():
+            hidden = last_hidden_states(self._module, self.model, inputs)[:, :-1][trained]
+        return DenseSignal(hidden, LMHead.of(self.model))
+
+    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
+        """Continue the prompts in one left-padded batch."""
+        return generate(self.model, prompts, generation)
+
+
+def last_hidden_states(module: nn.Module, model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Return the last hidden states `[B, T, H]` of `model`, called through its wrapper `module`.
+
+    The wrapper (FSDP, DeepSpeed, accelerate's autocast) must see a call of its own forward, so the hidden states are
+    taken from the backbone on the way, and the head projects a single position.
+    """
+    caught: list[Tensor] = []
+    hook = model.base_model.register_forward_hook(lambda *call: caught.append(call[-1].last_hidden_state))
+    try:
+        module(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+def generate(model: Any, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
+    """Continue `prompts` (token ids) with `model.generate`, in one left-padded batch, order kept."""
+    eos = _eos_ids(model)
+    pad = eos[0] if eos else 0
+    width = max(map(len, prompts))
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    sampling = {"do_sample": True, "temperature": generation.temperature} if generation.temperature > 0 else {}
+    config = GenerationConfig(
+        max_new_tokens=generation.max_new_tokens,
+        eos_token_id=eos or None,
+        pad_token_id=pad,
+        **({"top_k": 0, "top_p": 1.0} | sampling if sampling else {"do_sample": False}),
+    )
+    with torch.no_grad():
+        sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [_cut(row, eos) for row in sequences[:, width:].tolist()]
+
+
+def _eos_ids(model: Any) -> list[int]:
+    config = getattr(model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    eos = model.config.get_text_config().eos_token_id if eos is None else eos
+    return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+
+
+def _cut(row: list[int], eos: list[int]) -> Completion:
+    """Cut a generated row before its first end token; the end token itself is not part of the completion."""
+    ends = [position for position, token in enumerate(row) if token in eos]
+    return Completion(row[: ends[0]] if ends else row, finished=bool(ends))
+
+
+def _load(name: str, init_kwargs: dict[str, Any]) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **init_kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TeacherError(f"cannot load the teacher {name!r}: {reason}") from error
+
+
+def _tokenizer_at(path: str) -> Any:
+    """The tokenizer saved beside the teacher, or None where there is none to compare."""
+    if not path or not Path(path, "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(path)
+
+
+def check_same_tokens(student: Any, teacher: Any, teacher_name: str) -> None:
+    """Raise `TeacherError` unless each token of both tokenizers has the same id in both."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    moved = [token for token, index in ours.items() if token in theirs and theirs[token] != index]
+    taken = set(theirs.values())
+    alone = [token for token, index in ours.items() if token not in theirs and index in taken]
+    if not moved and not alone:
+        return
+    token = min(moved or alone, key=ours.__getitem__)
+    raise TeacherError(
+        f"the teacher {teacher_name!r} has another tokenizer: {len(moved) + len(alone)} of the student's {len(ours)} "
+        f"tokens differ, e.g. {token!r} is {ours[token]} for the student and {theirs.get(token, 'unknown')} for the "
+        "teacher. Use a teacher with the student's tokenizer, or train on the teacher's text alone "
+        "(losses: [cross_entropy] on its completions)"
+    )

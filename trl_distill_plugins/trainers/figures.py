@@ -1,0 +1,39 @@
+"""The figures a distillation run logs, summed on the device and reduced over the ranks once per log line."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.losses.chunked import ObjectiveOutput
+from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS
+
+
+class RunningFigures:
+    """Token-weighted means since the last log line.
+
+    Logged names: `loss/<term>` for each term of the objective, T^2 multiplied in, before its weight; `teacher_kl`,
+    `entropy`, `teacher_entropy`, `teacher_top1_agreement`, `mean_token_accuracy`; `trained_tokens`, a count.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        columns = STATISTICS if objective.needs_teacher else [c for c in STATISTICS if c not in TEACHER_STATISTICS]
+        self._columns = [STATISTICS.index(column) for column in columns]
+        self._names = [f"loss/{term.label}" for term in objective.terms] + list(columns)
+        self._sums: Tensor | None = None
+
+    def add(self, output: ObjectiveOutput) -> None:
+        """Take in one batch. Nothing is copied from the device here."""
+        count = output.terms.new_full((1,), output.tokens)
+        sums = torch.cat([output.terms, output.statistics[self._columns], count]).double()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the means over all ranks, `reduce` being a sum over them, and start anew."""
+        if self._sums is None:
+            return {}
+        *sums, count = reduce(self._sums).tolist()
+        self._sums = None
+        means = {name: total / count if count else 0.0 for name, total in zip(self._names, sums, strict=True)}
+        return means | {"trained_tokens": count}

@@ -1,0 +1,254 @@
+"""The mixin that turns a TRL trainer into a distilling one."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.losses.base import IGNORE_INDEX
+from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
+from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator
+from trl_distill_plugins.teachers import make_teacher
+from trl_distill_plugins.teachers.base import Teacher
+from trl_distill_plugins.trainers import trl_compat
+from trl_distill_plugins.trainers.configs import DistillationArguments
+from trl_distill_plugins.trainers.figures import RunningFigures
+from trl_distill_plugins.trainers.saving import whole_or_nothing
+from trl_distill_plugins.trainers.views import ViewPreparation
+
+
+class DistillationMixin:
+    """Put it in front of `SFTTrainer` or a subclass of it: `class MyTrainer(DistillationMixin, MySFTTrainer)`.
+
+    Adds `teacher_model` to the parent's arguments: a path or hub name, `scheme:address` of a teacher plugin, a model,
+    or any `Teacher`. `args` carries the rest, see `DistillSFTConfig`. With neither a teacher nor losses nor templates,
+    the trainer is its parent, bit for bit. For `GKDTrainer` there is `OnPolicyDistillationMixin`.
+
+    Attributes:
+        objective: the weighted sum of losses, or None where the parent's own loss is in force.
+        teacher: the `Teacher`, or None.
+    """
+
+    # Whether training rows may come without a completion for the student to write. All rows are then prepared here.
+    _student_completes: ClassVar[bool] = False
+
+    objective: Objective | None = None
+    teacher: Teacher | None = None
+    _views: ViewPreparation | None = None
+
+    def __init__(self, *positional: Any, **keywords: Any) -> None:
+        teacher_model = keywords.pop("teacher_model", None)
+        bound = inspect.signature(super().__init__).bind_partial(*positional, **keywords)
+        arguments = dict(bound.arguments)
+        arguments.update(arguments.pop("kwargs", {}))
+        args = arguments.get("args")
+        teacher_model = arguments.pop("teacher_model", teacher_model)
+        if isinstance(args, DistillationArguments):
+            self._init_distillation(args, teacher_model or args.teacher_model_name_or_path, arguments)
+        elif teacher_model is None:
+            super().__init__(**arguments)
+        else:
+            raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
+
+    def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
+        objective = args.objective() or self._default_objective(args, teacher_model is not None)
+        if objective is not None and objective.needs_teacher and teacher_model is None:
+            names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
+            raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
+        datasets = [arguments.get("train_dataset"), arguments.get("eval_dataset")]
+        builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
+        if objective is None and not builds_views:
+            self._init_parent(arguments)
+            return
+        tokenizer = arguments.get("processing_class") or _load_tokenizer(arguments.get("model"), args)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ConfigError("vision-language models are not supported; pass a text tokenizer as processing_class")
+        arguments["processing_class"] = tokenizer
+        teacher = None
+        if teacher_model is not None:
+            teacher = make_teacher(teacher_model, args.teacher_model_init_kwargs)
+            teacher.check_student(tokenizer)
+        if builds_views:
+            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self._init_parent(arguments)
+        self._finish_init(objective, teacher, builds_views)
+
+    def _default_objective(self, args: Any, has_teacher: bool) -> Objective | None:
+        """What to minimise where the arguments name no loss."""
+        return Objective.from_config(["forward_kl"]) if has_teacher else None
+
+    def _init_parent(self, arguments: dict[str, Any]) -> None:
+        super().__init__(**arguments)
+
+    def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
+        _refuse_unsupported(self)
+        self.objective, self.teacher = objective, teacher
+        if builds_views:
+            self._views = ViewPreparation(
+                self.args,
+                self.processing_class,
+                teacher,
+                self.accelerator,
+                student_completes=self._student_completes,
+            )
+            self.train_dataset = self._views(self.train_dataset, "train", packing=self.args.packing)
+            self.eval_dataset = self._prepare_eval(self.eval_dataset)
+        self.data_collator = ViewCollator(self.data_collator)
+        if objective is None:
+            return
+        if teacher is not None and objective.needs_teacher:
+            teacher.prepare(lambda model: trl_compat.place_teacher(model, self.accelerator))
+        # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
+        self.model_accepts_loss_kwargs = True
+        self._figures = {"train": RunningFigures(objective), "eval": RunningFigures(objective)}
+        self._seen_tokens = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
+
+    def _prepare_eval(self: Any, dataset: Any) -> Any:
+        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+        if isinstance(dataset, dict):
+            return {name: self._views(part, name, packing=packing) for name, part in dataset.items()}
+        return None if dataset is None else self._views(dataset, "eval", packing=packing)
+
+    def evaluate(self: Any, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
+        if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_eval(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc, no-any-return]
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        teacher_columns = {PREFIX + column for column in ("input_ids", "labels", "seq_lengths")}
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(teacher_columns)]))
+
+    def compute_loss(
+        self: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective over the trained tokens, divided once by their number in the whole global batch."""
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        student = {key: value for key, value in inputs.items() if not key.startswith(PREFIX)}
+        labels = student.pop("labels")
+        trained = labels[:, 1:] != IGNORE_INDEX
+        signal = self._teacher_signal(inputs, student, trained) if self.objective.needs_teacher else None
+        normalizer = self._normalizer(trained, num_items_in_batch)
+        output = self._run_student(model, student, labels[:, 1:][trained], trained, signal, normalizer)
+        self._record(output, student)
+        if not return_outputs:
+            return output.loss
+        with torch.no_grad():
+            return output.loss, model(**student, use_cache=False)
+
+    def _teacher_signal(self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor) -> DenseSignal:
+        """The teacher's word on the trained positions, through its own view of the batch if it has one."""
+        own = {k.removeprefix(PREFIX): v for k, v in inputs.items() if k.startswith(PREFIX)}
+        if not own:
+            return self.teacher.signal(student, trained)  # type: ignore[no-any-return]
+        own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX
+        return self.teacher.signal(own, own_trained)  # type: ignore[no-any-return]
+
+    def _normalizer(self: Any, trained: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+        """The divisor of the loss on this rank. DDP and its kin average gradients over the ranks: a count over all of
+        them is divided by their number to make up for it."""
+        if num_items_in_batch is None:
+            return trained.sum().clamp(min=1)
+        count = torch.as_tensor(num_items_in_batch, device=trained.device).clamp(min=1)
+        ranks = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
+        return count / ranks
+
+    def _run_student(
+        self: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor,
+        trained: Tensor,
+        signal: DenseSignal | None,
+        normalizer: Tensor | float,
+    ) -> ObjectiveOutput:
+        unwrapped = self.accelerator.unwrap_model(model)
+        causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+        def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
+            with self.accelerator.autocast():
+                hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+                with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
+                    return tuple(
+                        chunked_objective(
+                            self.objective,
+                            hidden,
+                            head,
+                            labels,
+                            teacher,
+                            normalizer=normalizer,
+                            chunk_size=self.args.loss_chunk_size,
+                        )
+                    )
+
+        # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
+        return ObjectiveOutput(*trl_compat.run_inside_forward(model, unwrapped, forward, inputs))
+
+    def _record(self: Any, output: ObjectiveOutput, inputs: dict[str, Any]) -> None:
+        mode = "train" if self.model.training else "eval"
+        self._figures[mode].add(output)
+        if mode == "train":
+            mask = inputs.get("attention_mask")
+            self._seen_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the figures since the last line, see `RunningFigures`; `eval_` in front of them in an evaluation."""
+        if self.objective is not None:
+            mode = "train" if self.model.training else "eval"
+            figures = self._figures[mode].take(lambda sums: self.accelerator.reduce(sums, "sum"))
+            if figures:
+                figures["num_tokens"] = self.accelerator.reduce(self._seen_tokens, "sum").item() // self._tp_size
+            prefix = "" if mode == "train" else "eval_"
+            logs.update({prefix + name: value for name, value in figures.items()})
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with whole_or_nothing(folder):
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+@contextmanager
+def _whole_signal(signal: DenseSignal | None) -> Iterator[DenseSignal | None]:
+    if signal is None:
+        yield None
+        return
+    with trl_compat.whole_head(signal.head) as head:
+        yield replace(signal, head=head)
+
+
+def _load_tokenizer(model: Any, args: Any) -> Any:
+    """The student's tokenizer, found as `SFTTrainer` finds it."""
+    name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def _refuse_unsupported(trainer: Any) -> None:
+    """Name what the objective would get wrong rather than train on it."""
+    if trainer.aux_loss_enabled:
+        raise ConfigError(
+            "the student is a mixture of experts with a load-balancing loss, which distillation does not add yet; "
+            "set router_aux_loss_coef: 0"
+        )
+    if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ConfigError("prompt-learning adapters shift the student's positions; use LoRA or another weight adapter")
+    parallelism = trainer.accelerator.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ConfigError("context and sequence parallelism split a row over ranks, which distillation cannot pair yet")

@@ -1,0 +1,113 @@
+"""On-policy distillation: the student learns on completions it wrote itself."""
+
+import random
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trl_distill_plugins.losses.base import IGNORE_INDEX
+from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.prompts.collator import PREFIX
+from trl_distill_plugins.trainers import trl_compat
+from trl_distill_plugins.trainers.mixin import DistillationMixin
+from trl_distill_plugins.trainers.trl_compat import GKDTrainer
+
+
+class OnPolicyDistillationMixin(DistillationMixin):
+    """`DistillationMixin` for `GKDTrainer` and its subclasses.
+
+    Completions are written when a step's batches are fetched, so the divisor of the loss counts the tokens that are
+    trained. A batch with a row that has no completion is always written by the student; of the others the share
+    `lmbda` is, chosen by seed and step alike on all ranks. With `seq_kd`, the teacher writes the rest.
+    """
+
+    _student_completes: ClassVar[bool] = True
+
+    def _default_objective(self, args: Any, has_teacher: bool) -> Objective | None:
+        return Objective.from_config([{"name": "jsd", "beta": args.beta}])
+
+    def _init_parent(self, arguments: dict[str, Any]) -> None:
+        args = arguments["args"]
+        init_kwargs, args.teacher_model_init_kwargs = args.teacher_model_init_kwargs, None
+        super()._init_parent({**arguments, "teacher_model": trl_compat.TeacherStandIn(self)})
+        args.teacher_model_init_kwargs = init_kwargs
+
+    def _finish_init(self: Any, *args: Any) -> None:
+        tokenizer = self.processing_class
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.data_collator = trl_compat.causal_collator(tokenizer.pad_token_id)
+        self.generation_config.pad_token_id = tokenizer.pad_token_id
+        # GKDTrainer turns the cache off under gradient checkpointing; TRL disables checkpointing while it generates.
+        self.generation_config.use_cache = True
+        del self.teacher_model  # the stand-in
+        super()._finish_init(*args)
+
+    def get_batch_samples(
+        self: Any, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Fetch a step's batches, let the policy write completions, and count what is trained then."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        draws = random.Random(f"{self.args.seed}/{self.state.global_step}")
+        batches = [self._with_completions(batch, draws.random()) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def training_step(self: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """`SFTTrainer`'s step: `GKDTrainer`'s would write completions again, after the tokens were counted."""
+        return super(GKDTrainer, self).training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
+
+    def _with_completions(self: Any, batch: dict[str, Any], draw: float) -> dict[str, Any]:
+        has_completion = (batch["labels"] != IGNORE_INDEX).any(dim=1)
+        # All ranks must agree: sharded models generate together.
+        incomplete = self.accelerator.reduce((~has_completion).any().float(), "max").item() > 0
+        if incomplete or draw < self.lmbda:
+            return self._rewrite(batch, *self._sample(self.model_wrapped, batch, ""))
+        if self.seq_kd:
+            prefix = PREFIX if PREFIX + "input_ids" in batch else ""
+            return self._rewrite(batch, *self._sample(self.teacher.module, batch, prefix))
+        return batch
+
+    def _sample(self: Any, module: nn.Module, batch: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor]:
+        """Continue the prompts of the view `prefix`; return the completions and their mask, both `[B, C]`."""
+        prompts = _prompts(batch, prefix)
+        ids, mask = _left_pad(prompts, self.processing_class.pad_token_id)
+        device = batch["input_ids"].device
+        inputs = {"prompts": ids.to(device), "prompt_attention_mask": mask.to(device)}
+        with trl_compat.unwrap_model_for_generation(
+            module, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
+        ) as unwrapped:
+            generated, attention, _ = self.generate_on_policy_outputs(unwrapped, inputs, self.generation_config)
+        return generated[:, ids.shape[1] :], attention[:, ids.shape[1] :].bool()
+
+    def _rewrite(self: Any, batch: dict[str, Any], completions: Tensor, mask: Tensor) -> dict[str, Any]:
+        """The batch with `completions` after its prompts, in both views."""
+        written = [row[keep].tolist() for row, keep in zip(completions, mask, strict=True)]
+        rows: list[dict[str, Any]] = [{} for _ in written]
+        for prefix in ("", PREFIX):
+            if prefix + "input_ids" not in batch:
+                continue
+            for row, prompt, completion in zip(rows, _prompts(batch, prefix), written, strict=True):
+                row[prefix + "input_ids"] = prompt + completion
+                row[prefix + "labels"] = [IGNORE_INDEX] * len(prompt) + completion
+        device = batch["input_ids"].device
+        return {
+            key: value.to(device) if isinstance(value, Tensor) else value
+            for key, value in self.data_collator(rows).items()
+        }
+
+
+def _prompts(batch: dict[str, Any], prefix: str) -> list[list[int]]:
+    """The prompts of a padded batch: what stands before the first trained token, or all of a row that has none."""
+    ids, labels, mask = (batch[prefix + key] for key in ("input_ids", "labels", "attention_mask"))
+    trained = labels != IGNORE_INDEX
+    lengths = torch.where(trained.any(1), trained.int().argmax(1), mask.sum(1))
+    return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
+
+
+def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,149 @@
+"""What a distilling trainer does to its datasets: completions for rows without one, then aligned views."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import pack_dataset
+
+from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.packing import pack_views
+from trl_distill_plugins.prompts.preparing import prepare_views
+from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
+from trl_distill_plugins.prompts.views import ViewBuilder
+from trl_distill_plugins.teachers.base import Generation, Teacher
+from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
+
+logger = logging.getLogger(__name__)
+
+
+class ViewPreparation:
+    """Prepares the datasets of one trainer.
+
+    A row without a completion gets one from the teacher, generated under the teacher's own prompt and kept in
+    OUTPUT_DIR/teacher_completions.jsonl; the same command resumes there. Rows the student completes itself
+    (on-policy training) stay prompts.
+
+    Args:
+        args: the trainer's arguments.
+        tokenizer: the student's.
+        teacher: None where there is no teacher; rows must then bring their completions.
+        accelerator: the trainer's.
+        student_completes: whether training rows may stay without a completion.
+    """
+
+    def __init__(
+        self, args: Any, tokenizer: Any, teacher: Teacher | None, accelerator: Any, *, student_completes: bool
+    ) -> None:
+        self.args, self.tokenizer, self.teacher, self.accelerator = args, tokenizer, teacher, accelerator
+        self.student_completes = student_completes
+
+    @staticmethod
+    def needed(args: Any, datasets: Iterable[Any]) -> bool:
+        """Whether the rows want more than TRL's own preparation: templates, or completions they lack."""
+        templates = (args.student_prompt_template, args.teacher_prompt_template, args.input_column)
+        parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
+        return any(templates) or any(_lacks_completions(part, args.dataset_text_field) for part in parts if part)
+
+    def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
+        """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's."""
+        keeps_prompts = self.student_completes and name == "train"
+        builder = self._builder(completion_required=not keeps_prompts)
+        if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names and not keeps_prompts:
+            dataset = self._completed(dataset, builder, name)
+        with self.accelerator.main_process_first():
+            views = prepare_views(dataset, builder, name, num_proc=self.args.dataset_num_proc)
+        if packing:
+            strategy = self.args.packing_strategy
+            views = pack_views(views, lambda rows, length: pack_dataset(rows, length, strategy), self.args.max_length)
+        return views.shuffle(seed=self.args.seed) if self.args.shuffle_dataset else views
+
+    def _builder(self, *, completion_required: bool) -> ViewBuilder:
+        args = self.args
+        return ViewBuilder(
+            self.tokenizer,
+            student_template=args.template("student"),
+            teacher_template=args.template("teacher"),
+            max_length=args.max_length,
+            max_teacher_length=args.max_teacher_length,
+            input_column=args.input_column,
+            completion_required=completion_required,
+        )
+
+    def _completed(self, dataset: Dataset, builder: ViewBuilder, name: str) -> Dataset:
+        """The dataset with a completion in each row; rows the teacher has nothing to say to are left out."""
+        rows = [
+            index for index, row in enumerate(dataset) if not builder.has_completion(row, f"{name}, row {index + 1}")
+        ]
+        if not rows:
+            return dataset
+        if self.teacher is None:
+            raise ConfigError(
+                f"{name}: {len(rows)} of {len(dataset)} rows have no completion, the first is row {rows[0] + 1}; set "
+                "teacher_model_name_or_path to have them written, or fill in the column 'completion'"
+            )
+        records = self._write(self.teacher, dataset, rows, builder, name)
+        return _with_completions(dataset, dict(zip(rows, records, strict=True)), name)
+
+    def _write(
+        self, teacher: Teacher, dataset: Dataset, rows: list[int], builder: ViewBuilder, name: str
+    ) -> list[dict[str, Any]]:
+        args = self.args
+        generation = Generation(args.max_new_tokens, getattr(args, "generation_temperature", 0.0))
+        who = f"{args.teacher_model_name_or_path or type(teacher).__name__}"
+        repeats: Counter[tuple[int, ...]] = Counter()
+        requests = []
+        for index in rows:
+            ids = builder.teacher_prompt_ids(dataset[index], f"{name}, row {index + 1}")
+            # Sampling gives equal prompts completions of their own; the most likely one is the same each time.
+            repeat = repeats[tuple(ids)] if generation.temperature > 0 else 0
+            repeats[tuple(ids)] += 1
+            shown = SourceRow(dataset[index], name, args.input_column).own_prompt()
+            requests.append(make_request(ids, shown, who, generation, repeat))
+        accelerator = self.accelerator
+        ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+        store = CompletionStore(Path(args.output_dir), ranks)
+        teacher.move_to(accelerator.device)
+        return write_completions(
+            requests,
+            teacher,
+            self.tokenizer,
+            generation,
+            store,
+            batch_size=getattr(args, "generation_batch_size", args.per_device_eval_batch_size),
+            description=f"Teacher completions for {name}",
+        )
+
+
+def _lacks_completions(dataset: Any, text_field: str) -> bool:
+    first = next(iter(dataset), None)
+    if first is None or "input_ids" in first or text_field in first:
+        return False
+    if "completion" in first:
+        return isinstance(dataset, Dataset) and dataset.data.column("completion").null_count > 0
+    if any(column in first for column in CONVERSATION_COLUMNS):
+        return SourceRow(first, "row 1").completion() is None
+    return "prompt" in first or "input" in first
+
+
+def _with_completions(dataset: Dataset, records: dict[int, dict[str, Any]], name: str) -> Dataset:
+    """Fill `records` in as completions, by row index."""
+    empty = [index for index, record in records.items() if not record["completion"]]
+    if empty:
+        logger.warning(
+            "%s: the teacher's completion is empty for %d of %d rows, the first is row %d; they are left out",
+            name, len(empty), len(dataset), empty[0] + 1,
+        )  # fmt: skip
+    if len(empty) == len(dataset):
+        raise ConfigError(f"{name}: the teacher completed every row with nothing; check teacher_prompt_template")
+    given = dataset["completion"] if "completion" in dataset.column_names else [None] * len(dataset)
+    texts = [records[i]["completion"] if i in records else own for i, own in enumerate(given)]
+    cut_off = [i in records and records[i]["finish_reason"] == "length" for i in range(len(dataset))]
+    if any(isinstance(own, list) for own in given):
+        texts = [[{"role": "assistant", "content": t}] if isinstance(t, str) else t for t in texts]
+    base = dataset.remove_columns([c for c in ("completion", "completion_truncated") if c in dataset.column_names])
+    full = base.add_column("completion", texts).add_column("completion_truncated", cut_off)
+    return full.select([i for i in range(len(dataset)) if i not in set(empty)])
