@@ -4,12 +4,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 SENTENCES = [

@@ -47,7 +47,7 @@ def test_importing_the_package_and_the_manager_takes_neither_torch_nor_trl():
     assert heavy == "[]"
 
 
-def test_star_import_takes_the_trainers_only_when_asked_for():
+def test_the_hook_names_come_without_torch():
     assert python(
         "from trl_distill_plugins import hookimpl, plugin_manager; import sys; print('torch' in sys.modules)"
     ) == ("False")

@@ -1,8 +1,13 @@
 """`trl-distill train`: hand the arguments to accelerate, which starts one worker a device."""
 
-from trl_distill_plugins.cli.launch import launch, resolve_launch_args
+from pathlib import Path
+from typing import Any
 
-WORKER = "trl_distill_plugins.cli.train_worker"
+from trl_distill_plugins.cli.launch import CONFIG_FLAG, LAUNCH_FLAGS, launch, resolve_launch_args
+from trl_distill_plugins.errors import ConfigError
+
+WORKER = "trl_distill_plugins.cli.worker"
+LAUNCH_OPTIONS = tuple(flag.removeprefix("--") for flag in (CONFIG_FLAG, *LAUNCH_FLAGS))
 
 
 def run(argv: list[str]) -> int:
@@ -11,5 +16,38 @@ def run(argv: list[str]) -> int:
         from trl_distill_plugins.cli.train_worker import main
 
         return main(argv)
-    accelerate_args, train_args = resolve_launch_args(argv)
+    accelerate_args, train_args = resolve_launch_args([*_launch_flags_in(read_config(argv)), *argv])
     return launch(WORKER, accelerate_args, train_args)
+
+
+def _launch_flags_in(config: dict[str, Any]) -> list[str]:
+    """The options of a config file that are for `accelerate launch`, as flags; real flags come after and win."""
+    return [part for name in LAUNCH_OPTIONS if name in config for part in (f"--{name}", str(config[name]))]
+
+
+def option_in(argv: list[str], name: str) -> str | None:
+    """The value of a flag, or None where it is not given."""
+    for position, flag in enumerate(argv):
+        if flag == f"--{name}" and position + 1 < len(argv):
+            return argv[position + 1]
+        if flag.startswith(f"--{name}="):
+            return flag.partition("=")[2]
+    return None
+
+
+def read_config(argv: list[str]) -> dict[str, Any]:
+    """The contents of the `--config` file; empty without one. Raise `ConfigError` if it cannot be used."""
+    import yaml
+
+    path = option_in(argv, "config")
+    if path is None:
+        return {}
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"the config file {path} must be a mapping of options to values")
+    return config

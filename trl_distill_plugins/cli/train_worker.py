@@ -1,17 +1,16 @@
-"""The training run itself: what `accelerate launch` starts on each device. The one module in `cli` that imports TRL."""
+"""The training run itself. The one module in `cli` that imports TRL."""
 
-import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-import yaml
 from datasets import load_dataset
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_distill_plugins.cli.main import guarded
-from trl_distill_plugins.errors import ConfigError, DataError
+from trl_distill_plugins.cli.train import LAUNCH_OPTIONS, option_in, read_config
+from trl_distill_plugins.errors import ConfigError, DataError, did_you_mean
 from trl_distill_plugins.prompts.files import is_data_file, load_rows
 from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig
 from trl_distill_plugins.trainers.gkd import DistillGKDTrainer
@@ -25,13 +24,12 @@ _TRAINERS: dict[str, tuple[type[Any], type[Any]]] = {
 
 
 @dataclass
-class TrainArguments(ScriptArguments):  # type: ignore[misc]
+class TrainArguments(ScriptArguments):
     """What to train on, and with which trainer.
 
     Args:
         trainer: `sft` on given or teacher-written completions, `gkd` on completions the student writes itself.
-        dataset_name: a .jsonl, .json, .csv or .parquet file of inputs, or a dataset path or hub name.
-        eval_dataset_name: likewise, held out; evaluated as `eval_strategy` says.
+        eval_dataset_name: held-out rows, a file or a dataset; evaluated as `eval_strategy` says.
     """
 
     trainer: Literal["sft", "gkd"] = field(
@@ -44,20 +42,11 @@ class TrainArguments(ScriptArguments):  # type: ignore[misc]
 
 def main(argv: list[str]) -> int:
     """Parse, train, save."""
-    trainer_name = _peek(argv, "trainer") or "sft"
-    if trainer_name not in _TRAINERS:
-        raise ConfigError(f"no trainer named {trainer_name!r}; trainers: {', '.join(_TRAINERS)}")
-    config_class, trainer_class = _TRAINERS[trainer_name]
-    parser = TrlParser((TrainArguments, config_class, ModelConfig), prog="trl-distill train")
-    arguments, training, model = _parse(parser, argv)
-    if not model.model_name_or_path:
-        raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
-    training.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(training.model_init_kwargs or {}),
-    }
+    name = option_in(argv, "trainer") or read_config(argv).get("trainer", "sft")
+    if name not in _TRAINERS:
+        raise ConfigError(f"no trainer named {name!r}; trainers: {', '.join(_TRAINERS)}")
+    config_class, trainer_class = _TRAINERS[name]
+    arguments, training, model = _parse(argv, config_class)
     trainer = trainer_class(
         model=model.model_name_or_path,
         args=training,
@@ -75,38 +64,44 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _peek(argv: list[str], name: str) -> str | None:
-    """The value of one option, from the flags or the `--config` file, before the parser is built."""
-    for position, flag in enumerate(argv):
-        if flag == f"--{name}" and position + 1 < len(argv):
-            return argv[position + 1]
-        if flag.startswith(f"--{name}="):
-            return flag.partition("=")[2]
-    if name == "config":
-        return None
-    path = _peek(argv, "config")
-    return None if path is None else _read_config(path).get(name)
-
-
-def _read_config(path: str) -> dict[str, Any]:
+def _parse(argv: list[str], config_class: type[Any]) -> tuple[Any, Any, Any]:
+    """The arguments of the run, from `--config` and flags; flags win."""
+    parser = TrlParser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
+    parser.error = _refuse
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"the config file {path} must be a mapping of options to values")
-    return config
-
-
-def _parse(parser: Any, argv: list[str]) -> tuple[Any, ...]:
-    try:
-        return parser.parse_args_and_config(argv)  # type: ignore[no-any-return]
+        *parsed, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error).strip()) from error
+    _check_known(unknown, (action.dest for action in parser._actions))
+    arguments, training, model = parsed
+    if not model.model_name_or_path:
+        raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
+    if not training.output_dir:
+        raise ConfigError("output_dir is missing: name the folder the student goes to")
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    return arguments, training, model
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(message)
+
+
+def _check_known(unknown: list[str], known: Iterable[str]) -> None:
+    """Raise `ConfigError` for options nobody takes; those for `accelerate launch` have been taken already."""
+    names = [word.removeprefix("--").partition("=")[0] for word in unknown if word.startswith("--")]
+    strangers = [name for name in names if name not in LAUNCH_OPTIONS]
+    if strangers:
+        hint = did_you_mean(strangers[0], known) or "; `trl-distill train --help` lists them"
+        raise ConfigError(f"no option {strangers[0]!r}{hint}")
+    if unknown and not names:
+        raise ConfigError(f"unexpected argument {unknown[0]!r}; options are written --name value")
 
 
 def _load(arguments: TrainArguments, name: str | None, split: str, training: Any) -> Any:
@@ -135,8 +130,4 @@ def _checkpoint(training: Any) -> str | None:
     wanted = training.resume_from_checkpoint
     if wanted in (True, "true", "True"):
         return get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
-    return wanted  # type: ignore[no-any-return]
-
-
-if __name__ == "__main__":
-    sys.exit(guarded("train", main, sys.argv[1:]))
+    return None if wanted in (False, "false", "False") else wanted

@@ -16,7 +16,7 @@ from trl_distill_plugins.prompts.rows import Completion, Message, Prompt, Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANCHOR = "\n"
+_ANCHORS = ("\n", ":")
 _PROBE = "a"
 
 
@@ -43,7 +43,7 @@ class Encoder:
         self.eos_token_id: int = tokenizer.eos_token_id
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.start_ids = _special_ids_before(tokenizer)
-        self._adds_space = self._ids(_ANCHOR + _PROBE) != self._ids(_ANCHOR) + self._ids(_PROBE)
+        self._adds_space = self._ids("\n" + _PROBE) != self._ids("\n") + self._ids(_PROBE)
 
     def generation_ids(self, prompt: Prompt, row: SourceRow) -> list[int]:
         """Ids to generate from: the whole prompt, for chat messages with the generation prompt."""
@@ -85,11 +85,11 @@ class Encoder:
         return self._started(full_ids[:length]), full_ids[length:]
 
     def _completion_ids(self, text: str) -> list[int]:
-        """Ids of `text` without the space that some tokenizers put before a text."""
-        if self._adds_space:
-            anchor, anchored = self._ids(_ANCHOR), self._ids(_ANCHOR + text)
-            if anchored[: len(anchor)] == anchor:
-                return anchored[len(anchor) :]
+        """Ids of `text` without the space that some tokenizers put before a text: what follows an anchor."""
+        for anchor in _ANCHORS if self._adds_space else ():
+            before, both = self._ids(anchor), self._ids(anchor + text)
+            if both[: len(before)] == before:  # else anchor and text have merged
+                return both[len(before) :]
         return self._ids(text)
 
     def _ids(self, text: str) -> list[int]:

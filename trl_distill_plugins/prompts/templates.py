@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import overload
 
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.rows import Message, Prompt, SourceRow
@@ -47,12 +48,22 @@ class PromptTemplate:
     def __hash__(self) -> int:
         return hash(self.messages)
 
+    @overload
     @classmethod
-    def parse(cls, value: str | list[Message], option: str = "prompt_template") -> "PromptTemplate":
-        """Parse text, a list of `{"role": ..., "content": ...}`, or a JSON string of such a list.
+    def parse(cls, value: str | list[Message], option: str = ...) -> "PromptTemplate": ...
+
+    @overload
+    @classmethod
+    def parse(cls, value: None, option: str = ...) -> None: ...
+
+    @classmethod
+    def parse(cls, value: str | list[Message] | None, option: str = "prompt_template") -> "PromptTemplate | None":
+        """Parse text, a list of `{"role": ..., "content": ...}`, or a JSON string of such a list; None stays None.
 
         Raises `ConfigError`, naming `option` and the position of the fault.
         """
+        if value is None:
+            return None
         if isinstance(value, str) and _JSON_MESSAGES.match(value):
             value = _parse_json(value, option)
         if isinstance(value, str):
@@ -139,10 +150,10 @@ def _merge(segments: list[Segment]) -> Segments:
 
 def _parse_json(text: str, option: str) -> list[Message]:
     try:
-        value = json.loads(text)
+        messages: list[Message] = json.loads(text)  # it begins with "[": a list; _parse_messages looks inside
     except ValueError as error:
         raise ConfigError(f"{option} begins like a JSON list of messages but is not valid JSON: {error}") from None
-    return value  # type: ignore[no-any-return]  # it begins with "[", so it is a list; _parse_messages looks inside
+    return messages
 
 
 def _parse_messages(messages: list[Message], option: str) -> tuple[tuple[str | None, Segments], ...]:

@@ -46,8 +46,9 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         seen = _shorten(text[error.pos :].strip()) or "its end"
+        remedy = "a .json file is a list, or one object a line" if path.suffix == ".json" else "correct or remove it"
         where = f"{path}, line {first_line + error.lineno - 1}, column {error.colno}"
-        raise DataError(f"{where}: not valid JSON: {error.msg}, at {seen}; correct or remove it") from None
+        raise DataError(f"{where}: not valid JSON: {error.msg}, at {seen}; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {first_line}: not usable JSON: {error}; correct or remove it") from None
 

@@ -57,6 +57,14 @@ class Windows:
             flags |= Truncation.COMPLETION
         return student, teacher, kept, flags
 
+    def fit_one(
+        self, prompt: list[int], completion: list[int], bos_token_id: int | None
+    ) -> tuple[list[int], list[int], Truncation]:
+        """Return prompt and completion of a row whose two views are the same, cut to the smaller window."""
+        smaller = min((window for window in (self.student, self.teacher) if window is not None), default=None)
+        kept, _, completion, cut = Windows(smaller, None).fit(prompt, prompt, completion, bos_token_id)
+        return kept, completion, cut
+
     def describe(self, counts: Mapping[Truncation, int]) -> str:
         """Say in one phrase how many rows lost what, and which options give them more room; "" when nothing was."""
         losses = [f"{counts[flag]} {text}" for flag, text in _DESCRIPTIONS.items() if counts.get(flag)]

@@ -15,7 +15,7 @@ from trl_distill_plugins.errors import ConfigError, DataError
 from trl_distill_plugins.prompts.encoding import Encoder
 from trl_distill_plugins.prompts.rows import Prompt, SourceRow
 from trl_distill_plugins.prompts.templates import PromptTemplate
-from trl_distill_plugins.prompts.truncation import Truncation, Windows
+from trl_distill_plugins.prompts.truncation import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ class ViewBuilder:
         self.student_template = student_template
         self.teacher_template = teacher_template
         self.has_teacher_view = student_template != teacher_template
-        self.windows = _windows(max_length, max_teacher_length, self.has_teacher_view)
+        self.windows = Windows(max_length, max_teacher_length)
         self.input_column = input_column
         self.completion_required = completion_required
 
@@ -74,13 +74,16 @@ class ViewBuilder:
         """
         source = self._source(row, f"{name}, row {index + 1}")
         student, teacher, completion = self._encode(source)
-        student, teacher, completion, cut = self.windows.fit(student, teacher, completion, self.encoder.bos_token_id)
-        prepared: dict[str, Any] = dict(zip(STUDENT_COLUMNS, _view(student, completion), strict=True))
-        if self.has_teacher_view:
-            prepared |= dict(zip(TEACHER_COLUMNS, _view(teacher, completion), strict=True))
-        else:
-            cut &= ~Truncation.TEACHER_PROMPT
-        return {**prepared, TRUNCATION_COLUMN: int(cut)}
+        bos = self.encoder.bos_token_id
+        if not self.has_teacher_view:
+            student, completion, cut = self.windows.fit_one(student, completion, bos)
+            return _columns(STUDENT_COLUMNS, student, completion) | {TRUNCATION_COLUMN: int(cut)}
+        student, teacher, completion, cut = self.windows.fit(student, teacher, completion, bos)
+        return {
+            **_columns(STUDENT_COLUMNS, student, completion),
+            **_columns(TEACHER_COLUMNS, teacher, completion),
+            TRUNCATION_COLUMN: int(cut),
+        }
 
     def has_completion(self, row: Mapping[str, Any], where: str = "row") -> bool:
         """Whether `row` brings a completion. Raises `DataError` if it brings an empty one."""
@@ -121,12 +124,6 @@ def _prompt(template: PromptTemplate | None, source: SourceRow) -> Prompt:
     return source.own_prompt() if template is None else template.render(source)
 
 
-def _view(prompt: list[int], completion: list[int]) -> tuple[list[int], list[int]]:
-    return prompt + completion, [IGNORE_INDEX] * len(prompt) + completion
-
-
-def _windows(max_length: int | None, max_teacher_length: int | None, has_teacher_view: bool) -> Windows:
-    if has_teacher_view:
-        return Windows(max_length, max_teacher_length)
-    smallest = min((window for window in (max_length, max_teacher_length) if window is not None), default=None)
-    return Windows(smallest, smallest)
+def _columns(names: tuple[str, str], prompt: list[int], completion: list[int]) -> dict[str, Any]:
+    ids, labels = names
+    return {ids: prompt + completion, labels: [IGNORE_INDEX] * len(prompt) + completion}

@@ -41,7 +41,7 @@ class LocalTeacher(Teacher):
     @property
     def module(self) -> nn.Module:
         """The model in the wrapper that `prepare` put it in."""
-        return self._module  # type: ignore[no-any-return]
+        return self._module
 
     @property
     def path(self) -> str:

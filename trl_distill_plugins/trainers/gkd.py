@@ -4,7 +4,7 @@ from trl_distill_plugins.trainers.on_policy import OnPolicyDistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
 
 
-class DistillGKDTrainer(OnPolicyDistillationMixin, GKDTrainer):  # type: ignore[misc]
+class DistillGKDTrainer(OnPolicyDistillationMixin, GKDTrainer):
     """`trl.experimental.gkd.GKDTrainer`, on-policy distillation (2306.13649), with any objective and any teacher.
 
     What differs from its parent: the loss is divided by the tokens that are trained, on-policy ones included, and has

@@ -54,7 +54,9 @@ class DistillationMixin:
         args = arguments.get("args")
         teacher_model = arguments.pop("teacher_model", teacher_model)
         if isinstance(args, DistillationArguments):
-            self._init_distillation(args, teacher_model or args.teacher_model_name_or_path, arguments)
+            if teacher_model is None:
+                teacher_model = getattr(args, "teacher_model_name_or_path", None)
+            self._init_distillation(args, teacher_model, arguments)
         elif teacher_model is None:
             super().__init__(**arguments)
         else:
@@ -123,7 +125,7 @@ class DistillationMixin:
         """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
-        return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
@@ -156,9 +158,9 @@ class DistillationMixin:
         """The teacher's word on the trained positions, through its own view of the batch if it has one."""
         own = {k.removeprefix(PREFIX): v for k, v in inputs.items() if k.startswith(PREFIX)}
         if not own:
-            return self.teacher.signal(student, trained)  # type: ignore[no-any-return]
+            return self.teacher.signal(student, trained)
         own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX
-        return self.teacher.signal(own, own_trained)  # type: ignore[no-any-return]
+        return self.teacher.signal(own, own_trained)
 
     def _normalizer(self: Any, trained: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
         """The divisor of the loss on this rank. DDP and its kin average gradients over the ranks: a count over all of

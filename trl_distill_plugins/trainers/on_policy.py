@@ -56,7 +56,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
 
     def training_step(self: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """`SFTTrainer`'s step: `GKDTrainer`'s would write completions again, after the tokens were counted."""
-        return super(GKDTrainer, self).training_step(model, inputs, num_items_in_batch)  # type: ignore[no-any-return]
+        return super(GKDTrainer, self).training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
 
     def _with_completions(self: Any, batch: dict[str, Any], draw: float) -> dict[str, Any]:
         has_completion = (batch["labels"] != IGNORE_INDEX).any(dim=1)

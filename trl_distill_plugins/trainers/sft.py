@@ -5,7 +5,7 @@ from trl import SFTTrainer
 from trl_distill_plugins.trainers.mixin import DistillationMixin
 
 
-class DistillSFTTrainer(DistillationMixin, SFTTrainer):  # type: ignore[misc]
+class DistillSFTTrainer(DistillationMixin, SFTTrainer):
     """`trl.SFTTrainer` with a teacher. Takes everything its parent takes, plus `teacher_model`.
 
     Rows without a completion get one from the teacher before training starts, see `ViewPreparation`.
