@@ -102,7 +102,7 @@ def train(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedMo
     lessons = _lessons(recipe)
     for _ in track(range(steps), description="training the teacher"):
         loss = _loss(model, tokenizer, *next(lessons))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -147,7 +147,7 @@ def _loss(
     mask = torch.ones(len(ids), prompts.shape[1] + ids.shape[1], dtype=torch.long)
     hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
     trained = labels[:, 1:] != IGNORED
-    logits = model.get_output_embeddings()(hidden[:, :-1][trained])  # type: ignore[no-untyped-call]
+    logits = model.get_output_embeddings()(hidden[:, :-1][trained])
     return F.cross_entropy(logits, labels[:, 1:][trained])
 
 
