@@ -20,7 +20,7 @@ from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, projec
 from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
 
 DEFAULT_CHUNK_SIZE = 256
-# So many rows of a half-precision product are added to the fp32 gradient of the head weight while they are in cache.
+# On a CPU, so many rows of a half-precision product are added to the fp32 gradient of the weight while in its cache.
 _SLAB = 2048
 
 
@@ -125,8 +125,9 @@ class _Gradients:
         if left.dtype == total.dtype:
             torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
             return
-        for first in range(0, len(total), _SLAB):
-            rows = slice(first, first + _SLAB)
+        slab = _SLAB if total.device.type == "cpu" else len(total)
+        for first in range(0, len(total), slab):
+            rows = slice(first, first + slab)
             write = total[rows].copy_ if is_first else total[rows].add_
             write(left[rows] @ right)
 
