@@ -45,16 +45,10 @@ class TrainArguments(ScriptArguments):
 
 def main(argv: list[str]) -> int:
     """Parse, train, save."""
-    config = read_config(argv)
-    name = str(option_in(argv, "trainer") or config.get("trainer", "sft"))
-    if name not in _TRAINERS:
-        raise ConfigError(f"no trainer named {name!r}{did_you_mean(name, _TRAINERS) or '.'} Trainers: sft, gkd")
-    if not (option_in(argv, "output_dir") or config.get("output_dir")):
-        raise ConfigError("output_dir is missing: name the folder the student goes to")
-    config_class, trainer_class = _TRAINERS[name]
-    arguments, training, model = _parse(argv, config_class)
+    arguments, training, model = parse_arguments(argv)
+    _check_student(model, training.trust_remote_code)
     checkpoint = _checkpoint(training)
-    trainer = _make(trainer_class, arguments, training, model)
+    trainer = _make(arguments, training, model)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_whole(trainer, training.output_dir)
     if training.push_to_hub:
@@ -64,8 +58,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str], config_class: type[Any]) -> tuple[Any, Any, Any]:
-    """The arguments of the run, from `--config` and flags; flags win."""
+def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
+    """The arguments of a run, from `--config` and flags; flags win.
+
+    Returns what to train on, the training arguments (`DistillSFTConfig` or `DistillGKDConfig`) and the student.
+
+    Raises:
+        ConfigError: an option is unknown, malformed, out of range or missing.
+    """
+    config = read_config(argv)
+    name = str(option_in(argv, "trainer") or config.get("trainer", "sft"))
+    if name not in _TRAINERS:
+        raise ConfigError(f"no trainer named {name!r}{did_you_mean(name, _TRAINERS) or '.'} Trainers: sft, gkd")
+    if not (option_in(argv, "output_dir") or config.get("output_dir")):
+        raise ConfigError("output_dir is missing: name the folder the student goes to")
+    config_class, _ = _TRAINERS[name]
     parser = _Parser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
     parser.error = _refuse
     try:
@@ -79,7 +86,6 @@ def _parse(argv: list[str], config_class: type[Any]) -> tuple[Any, Any, Any]:
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
-    _check_student(model, training.trust_remote_code)
     quantization = get_quantization_config(model)  # GKDTrainer takes it here alone
     training.model_init_kwargs = {
         **({} if quantization is None else {"quantization_config": quantization}),
@@ -142,10 +148,11 @@ def _check_known(unknown: list[str], known: Iterable[str]) -> None:
         raise ConfigError(f"unexpected argument {unknown[0]!r}; options are written --name value")
 
 
-def _make(trainer_class: type[Any], arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
+def _make(arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
     """The trainer. What the libraries refuse while it is made is bad input: nothing has been trained."""
     train_dataset = _load(arguments, arguments.dataset_name, arguments.dataset_train_split, training)
     eval_dataset = _load_eval(arguments, training)
+    _, trainer_class = _TRAINERS[arguments.trainer]
     try:
         return trainer_class(
             model=model.model_name_or_path,

@@ -65,10 +65,11 @@ class ViewPreparation:
 
     def _builder(self, *, completion_required: bool) -> ViewBuilder:
         args = self.args
+        student_template = args.template("student")
         return ViewBuilder(
             self.tokenizer,
-            student_template=args.template("student"),
-            teacher_template=args.template("teacher"),
+            student_template=student_template,
+            teacher_template=student_template if self.teacher is None else args.template("teacher"),
             max_length=args.max_length,
             max_teacher_length=args.max_teacher_length,
             input_column=args.input_column,
