@@ -125,9 +125,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    disable_progress_bars()
     share = 0.1 if options.quick else 1.0
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options.data, folder, int(share * TEST_ROWS))
@@ -145,4 +142,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    disable_progress_bars()
     main()
