@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -66,3 +67,17 @@ def tiny_causal_lm() -> "Callable[..., LlamaForCausalLM]":
             return LlamaForCausalLM(config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def saved_models(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: "PreTrainedTokenizerFast",
+    tiny_causal_lm: "Callable[..., LlamaForCausalLM]",
+) -> "dict[str, Path]":
+    """Folders with a model and its tokenizer: `student`, and the wider `teacher` of the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in (("student", tiny_causal_lm(0, hidden=32)), ("teacher", tiny_causal_lm(1, hidden=48))):
+        model.save_pretrained(folder / name)
+        tiny_tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in ("student", "teacher")}

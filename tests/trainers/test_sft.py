@@ -45,6 +45,7 @@ def test_plain_sft_config_is_accepted_as_by_the_parent(rows, quiet, tiny_causal_
 
 
 def test_cross_entropy_as_a_loss_follows_the_parents_curve(rows, quiet, tiny_causal_lm, tiny_tokenizer, logged):
+    quiet["learning_rate"] = 1e-4  # Adam turns rounding in gradients near zero into steps of this size
     parent = SFTTrainer(tiny_causal_lm(), SFTConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer)
     args = DistillSFTConfig(losses=["cross_entropy"], **quiet)
     ours = DistillSFTTrainer(tiny_causal_lm(), args, train_dataset=rows, processing_class=tiny_tokenizer)
@@ -279,3 +280,24 @@ def test_a_padded_teacher_vocabulary_works(rows, quiet, tiny_causal_lm, tiny_tok
     )  # fmt: skip
     trainer.train()
     assert 0 < logged(trainer, "loss")[-1] < 10
+
+
+def test_a_teachers_prompt_without_a_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    with pytest.raises(ConfigError, match="teacher_prompt_template is set, but no teacher"):
+        DistillSFTTrainer(
+            tiny_causal_lm(0), DistillSFTConfig(**quiet, teacher_prompt_template=LONG), train_dataset=rows,
+            processing_class=tiny_tokenizer,
+        )  # fmt: skip
+
+
+def test_a_students_template_alone_is_plain_sft_on_the_filled_prompt(
+    rows, quiet, tiny_causal_lm, tiny_tokenizer, logged
+):
+    """What TRL trains on when the template is filled in beforehand, token for token."""
+    filled = rows.map(lambda row: {"prompt": f"what is {row['prompt']}"})
+    parent = SFTTrainer(tiny_causal_lm(), SFTConfig(**quiet), train_dataset=filled, processing_class=tiny_tokenizer)
+    args = DistillSFTConfig(**quiet, student_prompt_template="what is {input}")
+    ours = DistillSFTTrainer(tiny_causal_lm(), args, train_dataset=rows, processing_class=tiny_tokenizer)
+    parent.train()
+    ours.train()
+    assert logged(ours, "loss") == pytest.approx(logged(parent, "loss"), rel=1e-6)

@@ -4,15 +4,16 @@
 130 interrupted.
 """
 
-import errno
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from trl_distill_plugins.errors import DistillError
+from trl_distill_plugins.errors import DistillError, disk_full_in
 
 DEBUG_VARIABLE = "TRL_DISTILL_DEBUG"  # set by --debug, so that the processes a command starts see it too
+RANK_DELAY_SECONDS = 10.0
 
 
 def guarded(prog: str, call: Callable[[], int]) -> int:
@@ -20,12 +21,13 @@ def guarded(prog: str, call: Callable[[], int]) -> int:
     try:
         return call()
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        if _is_first_rank():
+            print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except DistillError as error:
         return _fail(prog, str(error), 2)
     except Exception as error:
-        full = next((cause for cause in _chain(error) if _is_disk_full(cause)), None)
+        full = disk_full_in(error)
         if full is None:
             raise
         path = getattr(full, "filename", None)
@@ -36,19 +38,11 @@ def guarded(prog: str, call: Callable[[], int]) -> int:
 def _fail(prog: str, message: str, code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
+    if not _is_first_rank():
+        time.sleep(RANK_DELAY_SECONDS)  # the first rank says it too, if it failed; its exit ends the others
     print(f"{prog}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether this is what Python, safetensors (text only) or `torch.save` (a wrong file position) raise then."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    text = str(error)
-    return "No space left on device" in text or ("inline_container" in text and "unexpected pos" in text)
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

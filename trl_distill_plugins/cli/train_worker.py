@@ -1,20 +1,23 @@
 """The training run itself. The one module in `cli` that imports TRL."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from datasets import load_dataset
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoConfig
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_distill_plugins.cli.train import LAUNCH_OPTIONS, option_in, read_config
-from trl_distill_plugins.errors import ConfigError, DataError, did_you_mean
-from trl_distill_plugins.prompts.files import is_data_file, load_rows
+from trl_distill_plugins.errors import ConfigError, DataError, DistillError, did_you_mean, load_failure
+from trl_distill_plugins.losses.base import check_range
+from trl_distill_plugins.prompts.files import is_data_file, load_rows, name_of
+from trl_distill_plugins.prompts.rows import SourceRow
 from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig
 from trl_distill_plugins.trainers.gkd import DistillGKDTrainer
-from trl_distill_plugins.trainers.saving import save_whole
+from trl_distill_plugins.trainers.saving import last_whole_checkpoint, save_whole
 from trl_distill_plugins.trainers.sft import DistillSFTTrainer
 
 _TRAINERS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -43,16 +46,10 @@ class TrainArguments(ScriptArguments):
 def main(argv: list[str]) -> int:
     """Parse, train, save."""
     arguments, training, model = parse_arguments(argv)
-    _, trainer_class = _TRAINERS[arguments.trainer]
-    trainer = trainer_class(
-        model=model.model_name_or_path,
-        args=training,
-        train_dataset=_load(arguments, arguments.dataset_name, arguments.dataset_train_split, training),
-        eval_dataset=_load_eval(arguments, training),
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
-    trainer.train(resume_from_checkpoint=_checkpoint(training))
+    _check_student(model, training.trust_remote_code)
+    checkpoint = _checkpoint(training)
+    trainer = _make(arguments, training, model)
+    trainer.train(resume_from_checkpoint=checkpoint)
     save_whole(trainer, training.output_dir)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
@@ -69,14 +66,17 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     Raises:
         ConfigError: an option is unknown, malformed, out of range or missing.
     """
-    name = option_in(argv, "trainer") or read_config(argv).get("trainer", "sft")
+    config = read_config(argv)
+    name = str(option_in(argv, "trainer") or config.get("trainer", "sft"))
     if name not in _TRAINERS:
-        raise ConfigError(f"no trainer named {name!r}; trainers: {', '.join(_TRAINERS)}")
+        raise ConfigError(f"no trainer named {name!r}{did_you_mean(name, _TRAINERS) or '.'} Trainers: sft, gkd")
+    if not (option_in(argv, "output_dir") or config.get("output_dir")):
+        raise ConfigError("output_dir is missing: name the folder the student goes to")
     config_class, _ = _TRAINERS[name]
-    parser = TrlParser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
+    parser = _Parser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
     parser.error = _refuse
     try:
-        *parsed, unknown = parser.parse_args_and_config(argv, return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_and_config(_config_apart(argv), return_remaining_strings=True)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
@@ -85,8 +85,7 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     arguments, training, model = parsed
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
-    if not training.output_dir:
-        raise ConfigError("output_dir is missing: name the folder the student goes to")
+    _check_training(training)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -96,8 +95,44 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     return arguments, training, model
 
 
+class _Parser(TrlParser):
+    """`TrlParser` that checks the numbers of a config file as it checks those of flags."""
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        """argparse converts defaults that are text, and refuses those it cannot convert."""
+        numbers = {action.dest: action.type for action in self._actions if action.type in (int, float)}
+        for option, value in config.items():
+            wanted = int if numbers.get(option) is int else (int, float)
+            if option in numbers and value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+                config[option] = str(value)
+        return super().set_defaults_with_config(**config)
+
+
 def _refuse(message: str) -> NoReturn:
-    raise ConfigError(message)
+    raise ConfigError(re.sub(r"/--[a-z0-9-]+", "", message, count=1))  # it names --max_steps and --max-steps
+
+
+def _config_apart(argv: list[str]) -> list[str]:
+    """`--config FILE` in two words: TrlParser does not know `--config=FILE`."""
+    if argv and argv[-1] == "--config":
+        raise ConfigError("argument --config: expected one argument")
+    return [word for flag in argv for word in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+
+
+def _check_student(model: ModelConfig, trust_remote_code: bool) -> None:
+    name = str(model.model_name_or_path)
+    try:
+        AutoConfig.from_pretrained(name, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the student {name!r}: {load_failure(name, error)}") from error
+
+
+def _check_training(training: Any) -> None:
+    """What the libraries would trip over later, without a word on the option."""
+    for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        check_range(option, getattr(training, option), at_least=1)
+    if Path(training.output_dir).is_file():
+        raise ConfigError(f"output_dir {training.output_dir} is a file; name a folder")
 
 
 def _check_known(unknown: list[str], known: Iterable[str]) -> None:
@@ -111,8 +146,39 @@ def _check_known(unknown: list[str], known: Iterable[str]) -> None:
         raise ConfigError(f"unexpected argument {unknown[0]!r}; options are written --name value")
 
 
+def _make(arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
+    """The trainer. What the libraries refuse while it is made is bad input: nothing has been trained."""
+    train_dataset = _load(arguments, arguments.dataset_name, arguments.dataset_train_split, training)
+    eval_dataset = _load_eval(arguments, training)
+    _, trainer_class = _TRAINERS[arguments.trainer]
+    try:
+        return trainer_class(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+    except DistillError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise ConfigError(load_failure(str(model.model_name_or_path), error)) from error
+
+
 def _load(arguments: TrainArguments, name: str | None, split: str, training: Any) -> Any:
-    if name is None:
+    dataset = _load_any(arguments, name, split, training)
+    first: dict[str, Any] = next(iter(dataset), {})
+    templates = (training.student_prompt_template, training.teacher_prompt_template)
+    if first and not any(templates) and not {"input_ids", training.dataset_text_field} & set(first):
+        SourceRow(first, f"{name_of(dataset, split)}, row 1", training.input_column).own_prompt()
+    return dataset
+
+
+def _load_any(arguments: TrainArguments, name: str | None, split: str, training: Any) -> Any:
+    if not isinstance(name, str):
         raise ConfigError("dataset_name is missing: name a .jsonl, .json, .csv or .parquet file, or a dataset")
     if is_data_file(name):
         return load_rows(name, input_column=training.input_column)
@@ -136,5 +202,9 @@ def _checkpoint(training: Any) -> str | None:
     """`resume_from_checkpoint: true` means the last checkpoint, or a fresh start where there is none yet."""
     wanted = training.resume_from_checkpoint
     if wanted in (True, "true", "True"):
-        return get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
-    return None if wanted in (False, "false", "False") else wanted
+        return last_whole_checkpoint(training.output_dir)
+    if wanted in (None, False, "false", "False"):
+        return None
+    if not Path(wanted).is_dir():
+        raise ConfigError(f"resume_from_checkpoint {wanted} is not a folder; `true` takes the last one in output_dir")
+    return str(wanted)

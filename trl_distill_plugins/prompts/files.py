@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_distill_plugins.errors import DataError, did_you_mean
+from trl_distill_plugins.prompts.rows import SourceRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,8 @@ def load_rows(path: str | Path, input_column: str | None = None) -> "Dataset":
     - `.csv`: a header line, commas, UTF-8. All values are text; an empty cell is null.
     - `.parquet`: as it is.
 
-    Columns may differ from row to row; what a row lacks is null. A row in which everything is null is an error.
+    Columns may differ from row to row; what a row lacks is null. A row in which everything is null is an error, and so
+    is an empty completion. The file's name stays with the rows, see `name_of`.
 
     Raises `DataError`: one line that names the file, the line or row (counted from 1), the column and the remedy.
 
@@ -44,9 +46,16 @@ def load_rows(path: str | Path, input_column: str | None = None) -> "Dataset":
     """
     path = Path(path)
     _check_file(path)
-    if path.suffix.lower() == ".parquet":
-        return _load_parquet(path, input_column)
-    return _load_text(path, input_column)
+    load = _load_parquet if path.suffix.lower() == ".parquet" else _load_text
+    rows = load(path, input_column)
+    rows.info.dataset_name = str(path)
+    return rows
+
+
+def name_of(dataset: Any, otherwise: str) -> str:
+    """How errors call a dataset: the file it was loaded from, or `otherwise`."""
+    name = getattr(getattr(dataset, "info", None), "dataset_name", None) or ""
+    return name if Path(name).suffix.lower() in SUFFIXES else otherwise
 
 
 def _check_file(path: Path) -> None:
@@ -79,10 +88,13 @@ def _load_parquet(path: Path, input_column: str | None) -> "Dataset":
             raise DataError(f"{path}: the file has no rows; give it at least one")
         if input_column is not None and input_column not in columns:
             raise _missing_column(str(path), input_column, columns)
-        return datasets.Dataset.from_parquet(str(path))
+        rows = datasets.Dataset.from_parquet(str(path))
     except (pa.ArrowException, OSError, datasets.exceptions.DatasetGenerationError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise DataError(f"{path}: not a readable Parquet file ({cause}); write it again") from None
+    for index, completion in enumerate(rows["completion"] if "completion" in columns else []):
+        SourceRow({"completion": completion}, f"{path}, row {index + 1}").completion()
+    return rows
 
 
 def _load_text(path: Path, input_column: str | None) -> "Dataset":
@@ -128,6 +140,8 @@ def _check_row(path: Path, number: str, row: dict[str, Any], input_column: str |
     where = f"{path}, {number}"
     if all(value is None for value in row.values()):
         raise DataError(f"{where}: the row has no values; remove it or fill it in")
+    if "completion" in row:
+        SourceRow({"completion": row["completion"]}, where).completion()
     if input_column is None:
         return
     if input_column not in row:

@@ -71,11 +71,17 @@ class CompletionStore:
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write a batch, and have it on the disk when this returns."""
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self._part(self.ranks.index).open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        part = self._part(self.ranks.index)
+        with part.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while text:
+                    text = text[file.write(text) :]
+                os.fsync(file.fileno())
+            except OSError as error:  # a full disk: leave whole lines, and say which file it was
+                file.truncate(end)
+                raise OSError(error.errno, error.strerror, str(part)) from error
 
     def repair(self) -> None:
         """Cut a torn last line off this rank's file, so that the next append starts on a line of its own."""
@@ -88,10 +94,11 @@ class CompletionStore:
                     file.truncate(len(whole))
 
     def merge(self) -> None:
-        """On rank 0, join all ranks' records into one file."""
+        """On rank 0, join all ranks' records into one file; a merge that was cut short is finished, not repeated."""
         if self.ranks.index == 0:
+            merged = {record["key"] for record in _records(self.path)}
             for part in self._parts()[1:]:
-                self.append(_records(part))
+                self.append(record for record in _records(part) if record["key"] not in merged)
                 part.unlink()
 
 

@@ -1,14 +1,13 @@
 """A teacher in this process's memory: any transformers causal language model."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.errors import TeacherError, load_failure
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
@@ -26,6 +25,7 @@ class LocalTeacher(Teacher):
     name = "local"
 
     def __init__(self, address: str | nn.Module, **init_kwargs: Any) -> None:
+        self._hub_kwargs = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
         if isinstance(address, str):
             self.model: Any = _load(address, init_kwargs)
         elif init_kwargs:
@@ -57,9 +57,18 @@ class LocalTeacher(Teacher):
                 "do not share a tokenizer. Use a teacher of the student's family, or train on the teacher's text alone "
                 "(losses: [cross_entropy] on its completions)"
             )
-        own = _tokenizer_at(self.path)
+        own = self._own_tokenizer()
         if own is not None:
             check_same_tokens(tokenizer, own, self.path)
+
+    def _own_tokenizer(self) -> Any:
+        """The tokenizer that belongs to the teacher's weights, or None where none can be found to compare."""
+        if not self.path:
+            return None
+        try:
+            return AutoTokenizer.from_pretrained(self.path, **self._hub_kwargs)
+        except (OSError, ValueError):
+            return None
 
     def move_to(self, device: Any) -> None:
         """Move the model, unless it was loaded with a placement of its own."""
@@ -133,16 +142,8 @@ def _cut(row: list[int], eos: list[int]) -> Completion:
 def _load(name: str, init_kwargs: dict[str, Any]) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(name, **init_kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TeacherError(f"cannot load the teacher {name!r}: {reason}") from error
-
-
-def _tokenizer_at(path: str) -> Any:
-    """The tokenizer saved beside the teacher, or None where there is none to compare."""
-    if not path or not Path(path, "tokenizer_config.json").is_file():
-        return None
-    return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two for a wrong init_kwarg
+        raise TeacherError(f"cannot load the teacher {name!r}: {load_failure(name, error)}") from error
 
 
 def check_same_tokens(student: Any, teacher: Any, teacher_name: str) -> None:

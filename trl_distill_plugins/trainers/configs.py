@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import SFTConfig
 
 from trl_distill_plugins.errors import ConfigError
@@ -55,6 +56,7 @@ class DistillationArguments:
     loss_chunk_size: int = field(default=DEFAULT_CHUNK_SIZE, metadata={"help": "Tokens per tile of the loss."})
 
     def __post_init__(self) -> None:
+        self._fall_back_to_fp32()
         super().__post_init__()  # type: ignore[misc]
         self.losses = _from_json("losses", self.losses)
         if self.losses is not None and (self.distill_alpha is not None or self.distill_temperature is not None):
@@ -67,6 +69,12 @@ class DistillationArguments:
         self.template("teacher")
         self.template("student")
         self.objective()
+
+    def _fall_back_to_fp32(self: Any) -> None:
+        """TRL's default is bf16, and it refuses to start on a machine without: train in fp32 there."""
+        has_bf16 = self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
+        if self.bf16 is None and not self.fp16 and not has_bf16:
+            self.bf16 = False
 
     def template(self, side: Literal["teacher", "student"]) -> PromptTemplate | None:
         """The parsed prompt template of one side, or None where it sees the row's own prompt."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.errors import ConfigError, load_failure
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
 from trl_distill_plugins.losses.head import LMHead
@@ -42,6 +42,9 @@ class DistillationMixin:
     # Whether training rows may come without a completion for the student to write. All rows are then prepared here.
     _student_completes: ClassVar[bool] = False
 
+    # Whether the teacher writes completions during training, too.
+    _teacher_writes: bool = False
+
     objective: Objective | None = None
     teacher: Teacher | None = None
     _views: ViewPreparation | None = None
@@ -67,6 +70,8 @@ class DistillationMixin:
         if objective is not None and objective.needs_teacher and teacher_model is None:
             names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
             raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
+        if teacher_model is None and args.teacher_prompt_template is not None:
+            raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
         datasets = [arguments.get("train_dataset"), arguments.get("eval_dataset")]
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
         if objective is None and not builds_views:
@@ -78,7 +83,10 @@ class DistillationMixin:
         arguments["processing_class"] = tokenizer
         teacher = None
         if teacher_model is not None:
-            teacher = make_teacher(teacher_model, args.teacher_model_init_kwargs)
+            init_kwargs = args.teacher_model_init_kwargs or {}
+            if isinstance(teacher_model, str) and args.trust_remote_code:
+                init_kwargs = {"trust_remote_code": True, **init_kwargs}
+            teacher = make_teacher(teacher_model, init_kwargs)
             teacher.check_student(tokenizer)
         if builds_views:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -108,7 +116,7 @@ class DistillationMixin:
         self.data_collator = ViewCollator(self.data_collator)
         if objective is None:
             return
-        if teacher is not None and objective.needs_teacher:
+        if teacher is not None and (objective.needs_teacher or self._teacher_writes):
             teacher.prepare(lambda model: trl_compat.place_teacher(model, self.accelerator))
         # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
@@ -239,7 +247,10 @@ def _load_tokenizer(model: Any, args: Any) -> Any:
     """The student's tokenizer, found as `SFTTrainer` finds it."""
     name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the tokenizer of the student {name!r}: {load_failure(name, error)}") from error
 
 
 def _refuse_unsupported(trainer: Any) -> None:

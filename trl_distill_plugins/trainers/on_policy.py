@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX
@@ -30,6 +31,10 @@ class OnPolicyDistillationMixin(DistillationMixin):
 
     def _init_parent(self, arguments: dict[str, Any]) -> None:
         args = arguments["args"]
+        if args.packing or args.padding_free:
+            raise ConfigError(
+                "on-policy completions are written behind padded rows; set packing and padding_free: false"
+            )
         init_kwargs, args.teacher_model_init_kwargs = args.teacher_model_init_kwargs, None
         super()._init_parent({**arguments, "teacher_model": trl_compat.TeacherStandIn(self)})
         args.teacher_model_init_kwargs = init_kwargs
@@ -42,6 +47,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         self.generation_config.pad_token_id = tokenizer.pad_token_id
         # GKDTrainer turns the cache off under gradient checkpointing; TRL disables checkpointing while it generates.
         self.generation_config.use_cache = True
+        self._teacher_writes = self.seq_kd
         del self.teacher_model  # the stand-in
         super()._finish_init(*args)
 

@@ -1,12 +1,19 @@
 """Saving that leaves either the whole model or nothing new."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from trl_distill_plugins.errors import disk_full_in
+
+STATE_FILE = "trainer_state.json"
 
 
 @contextmanager
@@ -16,14 +23,9 @@ def whole_or_nothing(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if _is_full_disk(error):
+        if disk_full_in(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         raise
-
-
-def _is_full_disk(error: Exception) -> bool:
-    # safetensors and torch.save report the system's message without its number.
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def save_whole(trainer: Any, output_dir: str) -> None:
@@ -33,10 +35,28 @@ def save_whole(trainer: Any, output_dir: str) -> None:
     """
     target, partial = Path(output_dir), Path(output_dir, ".partial")
     with whole_or_nothing(partial):
+        if trainer.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+        trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            trainer.state.save_to_json(str(partial / STATE_FILE))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         for file in partial.iterdir():
             os.replace(file, target / file.name)
         partial.rmdir()
-    trainer.save_state()
+
+
+def last_whole_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint that was written to its end; None where there is none. The state file is written last."""
+    folders = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(folder)]
+    return str(max(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))) if folders else None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        json.loads((folder / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return folder.name.rpartition("-")[2].isdecimal()

@@ -10,6 +10,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.files import name_of
 from trl_distill_plugins.prompts.packing import pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
@@ -51,6 +52,7 @@ class ViewPreparation:
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
         """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's."""
         keeps_prompts = self.student_completes and name == "train"
+        name = name_of(dataset, name)
         builder = self._builder(completion_required=not keeps_prompts)
         if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names and not keeps_prompts:
             dataset = self._completed(dataset, builder, name)
@@ -63,10 +65,11 @@ class ViewPreparation:
 
     def _builder(self, *, completion_required: bool) -> ViewBuilder:
         args = self.args
+        student_template = args.template("student")
         return ViewBuilder(
             self.tokenizer,
-            student_template=args.template("student"),
-            teacher_template=args.template("teacher"),
+            student_template=student_template,
+            teacher_template=student_template if self.teacher is None else args.template("teacher"),
             max_length=args.max_length,
             max_teacher_length=args.max_teacher_length,
             input_column=args.input_column,

@@ -1,0 +1,21 @@
+"""`trl-distill demo`: a teacher that needs a long prompt, a student distilled to do without it, and a report.
+
+Everything is made here, offline: the data, the teacher, the student. The distillation itself is an ordinary
+`trl-distill train --config`, whose YAML and JSONL stay in the output folder to be looked at and run again.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def run(argv: list[str]) -> int:
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(prog="trl-distill demo", description="Distil a long prompt into a small model.")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where everything goes")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another company with other tickets")
+    arguments = parser.parse_args(argv)
+
+    from trl_distill_plugins.cli.demo.stages import Demo
+
+    Demo(arguments.output_dir, arguments.seed).run()
+    return 0
