@@ -5,8 +5,8 @@
 DIR holds train.jsonl and test.jsonl with the columns `question` and `answer`; GSM8K is made that way. The script trains
 a BPE tokenizer and a teacher (hidden 256, 4 layers) on the text of both columns, then the same student (hidden 128, 3
 layers) twice from the same weights on the same batches: on the text itself (cross-entropy), and on the teacher's
-distribution (forward KL). All three are evaluated on the first 400 rows of
-test.jsonl. Some 10 minutes on one core (OMP_NUM_THREADS=1), one with --quick.
+distribution (forward KL). All three are evaluated on the first 400 rows of test.jsonl. Some 10 minutes on one core
+(OMP_NUM_THREADS=1), one with --quick.
 """
 
 import argparse
