@@ -4,12 +4,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -20,6 +21,17 @@ SENTENCES = [
     "translate the word to german : yes no good bad red blue .",
     "0 1 2 3 4 5 6 7 8 9 plus minus times equals",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[None]":
+    """Keep what `datasets` caches out of the home folder, in this process and in those it starts."""
+    folder = str(tmp_path_factory.mktemp("datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        if "datasets" in sys.modules:
+            patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,15 +14,6 @@ PROMPTS = ["what is the capital of france ?", "red or blue ?", "the lazy dog", "
 COMPLETIONS = [" paris .", " red", " quick brown fox .", " no"] * 2
 
 
-@pytest.fixture(autouse=True)
-def _datasets_cache(tmp_path_factory, monkeypatch):
-    """Keep what `datasets` caches out of the home folder, in this process and in those it starts."""
-    folder = str(tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setenv("HF_DATASETS_CACHE", folder)
-    if "datasets" in sys.modules:
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
-
-
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -35,20 +26,13 @@ def rows_file(tmp_path):
     return write_rows(tmp_path / "rows.jsonl", [{"prompt": p, "completion": c} for p, c in pairs])
 
 
-@pytest.fixture
-def bare_file(tmp_path):
-    """Twelve bare inputs, all different."""
-    return write_rows(tmp_path / "bare.jsonl", [{"input": f"{PROMPTS[i % 4]} {i}"} for i in range(12)])
-
-
-@pytest.fixture
-def options(tmp_path, saved_models, rows_file):
+def run_options(models, rows, output_dir):
     """The options of a run that works: two steps on the CPU, nothing saved but the student."""
     return {
-        "model_name_or_path": str(saved_models["student"]),
-        "teacher_model_name_or_path": str(saved_models["teacher"]),
-        "dataset_name": str(rows_file),
-        "output_dir": str(tmp_path / "out"),
+        "model_name_or_path": str(models["student"]),
+        "teacher_model_name_or_path": str(models["teacher"]),
+        "dataset_name": str(rows),
+        "output_dir": str(output_dir),
         "use_cpu": True,
         "bf16": False,
         "report_to": "none",
@@ -59,6 +43,12 @@ def options(tmp_path, saved_models, rows_file):
         "learning_rate": 0.01,
         "disable_tqdm": True,
     }
+
+
+@pytest.fixture
+def options(tmp_path, saved_models, rows_file):
+    """`run_options` on the eight rows of `rows_file`."""
+    return run_options(saved_models, rows_file, tmp_path / "out")
 
 
 @pytest.fixture

@@ -8,74 +8,77 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import write_rows
+from tests.cli.conftest import run_options, write_rows
 
 _CAN_MOUNT = shutil.which("unshare") is not None and (
     subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/tmp"], capture_output=True).returncode == 0
 )
 pytestmark = pytest.mark.skipif(not _CAN_MOUNT, reason="user namespaces are off here, so no small disk can be mounted")
 
-# Mounts a disk of the given size, runs the worker on it, and prints what is left there. The mount ends with the process.
+# Runs the worker on small disks, one after the other, and prints what is left on each. The mounts end with the process.
 SCRIPT = """
-import json, os, subprocess, sys
+import contextlib, io, json, subprocess, sys
 from pathlib import Path
-disk, size, *arguments = sys.argv[1:]
-subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
 from trl_distill_plugins.cli import worker
-code = worker.run(arguments)
-files = [path for path in Path(disk).rglob("*") if path.is_file()]
-left = {str(path.relative_to(disk)): path.read_text() if path.suffix == ".jsonl" else None for path in files}
-print("REPORT", json.dumps({"code": code, "left": left}), flush=True)
+reports = {}
+for name, (disk, size, arguments) in json.loads(sys.argv[1]).items():
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = worker.run(arguments)
+    files = [path for path in Path(disk).rglob("*") if path.is_file()]
+    left = {str(path.relative_to(disk)): path.read_text() if path.suffix == ".jsonl" else None for path in files}
+    reports[name] = {"code": code, "error": said.getvalue(), "left": left}
+Path(sys.argv[2]).write_text(json.dumps(reports))
 """
 
-
-@pytest.fixture
-def train_on_disk(options, write_config, tmp_path):
-    """`train_on_disk(size, **changes)`: exit code, the line on stderr, and the files left on the disk by name."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def run(size, **changes):
-        config = write_config(options | {"output_dir": str(disk / "out")} | changes)
-        command = ["unshare", "-rm", sys.executable, "-c", SCRIPT, str(disk), size, "--config", str(config)]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        reports = [line for line in process.stdout.splitlines() if line.startswith("REPORT ")]
-        assert reports, process.stderr
-        report = json.loads(reports[0].removeprefix("REPORT "))
-        assert "Traceback" not in process.stderr
-        (line,) = (line for line in process.stderr.splitlines() if line.startswith("trl-distill"))
-        return report["code"], line, report["left"]
-
-    return run
+CASES = {  # what fills up: the size of the disk, and options
+    "model": ("100k", {}),
+    "checkpoint": ("1000k", {"save_strategy": "steps", "save_steps": 1}),
+    "completions": ("12k", {"max_new_tokens": 2, "generation_batch_size": 5, "student_prompt_template": "{input}"}),
+}
 
 
-def test_the_final_save_leaves_no_part_of_a_model(train_on_disk):
-    code, line, left = train_on_disk("100k")
-    assert code == 1
+@pytest.fixture(scope="module")
+def reports(saved_models, tmp_path_factory):
+    """Exit code, stderr and the files left on the disk by name, for each case."""
+    folder = tmp_path_factory.mktemp("disks")
+    pairs = [{"prompt": f"red {i} ?", "completion": " blue"} for i in range(8)]
+    bare = [{"input": f"the lazy dog {i} " * 20} for i in range(40)]
+    cases = {}
+    for name, (size, changes) in CASES.items():
+        rows = write_rows(folder / f"{name}.jsonl", bare if name == "completions" else pairs)
+        (folder / name).mkdir()
+        options = run_options(saved_models, rows, folder / name / "out") | changes
+        config = folder / f"{name}.yaml"
+        config.write_text(json.dumps(options))
+        cases[name] = (str(folder / name), size, ["--config", str(config)])
+    command = ["unshare", "-rm", sys.executable, "-c", SCRIPT, json.dumps(cases), str(folder / "reports.json")]
+    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "reports.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_one_line_that_names_what_was_written(name, reports):
+    what = {"model": ".partial", "checkpoint": "checkpoint-2", "completions": "teacher_completions.jsonl"}[name]
+    assert reports[name]["code"] == 1
+    (line,) = (line for line in reports[name]["error"].splitlines() if line.startswith(("trl-distill", "Traceback")))
     assert line.startswith("trl-distill train: error: no space left on the disk while writing '")
-    assert line.endswith("out/.partial'; free some, then run the same command again")
-    assert left == {}
+    assert line.endswith(f"{name}/out/{what}'; free some, then run the same command again")
 
 
-def test_a_checkpoint_is_whole_or_absent(train_on_disk):
-    """The first checkpoint fits, the second does not."""
-    code, line, left = train_on_disk("1000k", save_strategy="steps", save_steps=1)
-    assert code == 1
-    assert "no space left on the disk while writing '" in line
-    assert "out/checkpoint-2'; free some" in line
-    assert {Path(name).parts[1] for name in left} == {"checkpoint-1"}
-    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= {Path(name).name for name in left}
+def test_the_final_save_leaves_no_part_of_a_model(reports):
+    assert reports["model"]["left"] == {}
 
 
-def test_teacher_completions_keep_whole_lines(train_on_disk, tmp_path):
-    rows = write_rows(tmp_path / "many.jsonl", [{"input": f"the lazy dog {i} " * 20} for i in range(40)])
-    code, line, left = train_on_disk(
-        "12k", dataset_name=str(rows), max_new_tokens=2, generation_batch_size=5, student_prompt_template="{input}"
-    )
-    assert code == 1
-    assert "no space left on the disk while writing '" in line
-    assert "out/teacher_completions.jsonl'; free some" in line
-    (text,) = left.values()
+def test_a_checkpoint_is_whole_or_absent(reports):
+    """The first checkpoint fits, the second does not. The README is the model card."""
+    paths = [Path(name).relative_to("out") for name in reports["checkpoint"]["left"]]
+    assert {path.parts[0] for path in paths} == {"checkpoint-1", "README.md"}
+    assert {"model.safetensors", "optimizer.pt", "trainer_state.json"} <= {path.name for path in paths}
+
+
+def test_teacher_completions_keep_whole_lines(reports):
+    (text,) = reports["completions"]["left"].values()
     assert text.endswith("\n")
     records = [json.loads(record) for record in text.splitlines()]
     assert 0 < len(records) < 40

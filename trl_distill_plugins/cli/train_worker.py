@@ -86,7 +86,9 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
+    quantization = get_quantization_config(model)  # GKDTrainer takes it here alone
     training.model_init_kwargs = {
+        **({} if quantization is None else {"quantization_config": quantization}),
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
@@ -157,7 +159,6 @@ def _make(arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
             args=training,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
     except DistillError:

@@ -20,6 +20,8 @@ from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, projec
 from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
 
 DEFAULT_CHUNK_SIZE = 256
+# On a CPU, so many rows of a half-precision product are added to the fp32 gradient of the weight while in its cache.
+_SLAB = 2048
 
 
 class ObjectiveOutput(NamedTuple):
@@ -101,7 +103,9 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]) -> None:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight = torch.zeros_like(weight, dtype=_at_least_float32(weight.dtype)) if needed[1] else None
+        # The first tile writes the weight's gradient, the others add to it: no pass of zeros before.
+        make = torch.empty_like if len(hidden) else torch.zeros_like
+        self.weight = make(weight, dtype=_at_least_float32(weight.dtype)) if needed[1] else None
         self.bias = None
         if bias is not None and needed[2]:
             self.bias = torch.zeros_like(bias, dtype=_at_least_float32(bias.dtype))
@@ -112,12 +116,20 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[start:end] = gradient @ weight
         if self.weight is not None:
-            if gradient.dtype == self.weight.dtype:
-                self.weight.addmm_(gradient.t(), hidden)
-            else:
-                self.weight += gradient.t() @ hidden
+            self._add_to(self.weight, gradient.t(), hidden, is_first=start == 0)
         if self.bias is not None:
             self.bias += gradient.sum(0, dtype=self.bias.dtype)
+
+    @staticmethod
+    def _add_to(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:
+        if left.dtype == total.dtype:
+            torch.addmm(total, left, right, beta=0 if is_first else 1, out=total)
+            return
+        slab = _SLAB if total.device.type == "cpu" else len(total)
+        for first in range(0, len(total), slab):
+            rows = slice(first, first + slab)
+            write = total[rows].copy_ if is_first else total[rows].add_
+            write(left[rows] @ right)
 
 
 class _Tiles:

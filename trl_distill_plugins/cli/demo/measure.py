@@ -35,7 +35,7 @@ class Prompted:
         import torch
 
         found: list[str] = []
-        self.model.eval()  # type: ignore[no-untyped-call]
+        self.model.eval()
         for batch in _batches(inputs, batch_size):
             encoded = self.tokenizer(self.prompts(batch), padding=True, padding_side="left", return_tensors="pt")
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
@@ -51,7 +51,7 @@ class Prompted:
         import torch
 
         ids, labels = self._rows(inputs, completions)
-        self.model.eval()  # type: ignore[no-untyped-call]
+        self.model.eval()
         with torch.inference_mode():
             # Rows are padded on the right: causal attention hides the padding from every token before it.
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

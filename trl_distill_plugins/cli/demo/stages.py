@@ -121,7 +121,7 @@ def _quiet() -> None:
     """Keep progress bars of loading and saving small models out of the demo."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
 
 
 def _parameters(model: "PreTrainedModel") -> int:

@@ -1,8 +1,8 @@
 """Train the demo's teacher: a small GPT-2 that answers by the handbook in its prompt, whatever that says.
 
 Every training example has another handbook, so the only way to be right is to read it. Two lessons: first
-the tickets are bare topic names and many handbooks use few desks, which teaches to look a desk up within
-some hundred steps; then come the real tickets, with a new handbook of twenty different desks each time.
+the tickets are bare names of topics and many handbooks use few desks, which teaches to look a desk up
+within some hundred steps; then come the real tickets, with a new handbook of twenty different desks each time.
 """
 
 import json
@@ -32,9 +32,9 @@ class Recipe:
     hidden: int = 64
     layers: int = 2
     heads: int = 4
-    lookup_steps: int = 150
+    lookup_steps: int = 200
     lookup_shape: tuple[int, int] = (16, 8)  # handbooks a step, tickets asked about each
-    ticket_steps: int = 240
+    ticket_steps: int = 200
     ticket_shape: tuple[int, int] = (8, 24)
     learning_rate: float = 3e-3
     desks_in_first_lesson: tuple[int, ...] = (1, 2, 3, 5, 8, len(world.TOPICS))
@@ -102,7 +102,7 @@ def train(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedMo
     lessons = _lessons(recipe)
     for _ in track(range(steps), description="training the teacher"):
         loss = _loss(model, tokenizer, *next(lessons))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -121,11 +121,16 @@ def _lessons(recipe: Recipe) -> Iterator[Lesson]:
     for _ in range(recipe.lookup_steps):
         books, asked = recipe.lookup_shape
         desks = rng.choices(recipe.desks_in_first_lesson, k=books)
-        names = [[Ticket(name, name) for name in rng.choices(topics, k=asked)] for _ in desks]
+        names = [[_bare_ticket(rng, topic) for topic in rng.choices(topics, k=asked)] for _ in desks]
         yield [Handbook.sample(rng, desks=count) for count in desks], names
     for _ in range(recipe.ticket_steps):
         books, asked = recipe.ticket_shape
         yield [Handbook.sample(rng) for _ in range(books)], [list(islice(tickets, asked)) for _ in range(books)]
+
+
+def _bare_ticket(rng: random.Random, topic: str) -> Ticket:
+    """Return the topic's own name, or one of the names that customers have for it."""
+    return Ticket(topic if rng.random() < 0.5 else rng.choice(world.TOPICS[topic]), topic)
 
 
 def _loss(
@@ -142,7 +147,7 @@ def _loss(
     mask = torch.ones(len(ids), prompts.shape[1] + ids.shape[1], dtype=torch.long)
     hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
     trained = labels[:, 1:] != IGNORED
-    logits = model.get_output_embeddings()(hidden[:, :-1][trained])  # type: ignore[no-untyped-call]
+    logits = model.get_output_embeddings()(hidden[:, :-1][trained])
     return F.cross_entropy(logits, labels[:, 1:][trained])
 
 

@@ -155,7 +155,7 @@ template <class Raw> float read_block(const Raw* raw, int64_t count, Head head, 
 int64_t first_index(const Vec* z, int64_t size, float value) {
     IntVec index{}, found = index + INT32_MAX;
     for (int k = 0; k < kLanes; ++k) index[k] = k;
-    for (int64_t i = 0; i < size; ++i, index += kLanes) found = (z[i] == value) & (found > index) ? index : found;
+    for (int64_t i = 0; i < size; ++i, index += kLanes) found = ((z[i] == value) & (found > index)) ? index : found;
     int32_t first = found[0];
     for (int k = 1; k < kLanes; ++k) first = std::min(first, found[k]);
     return first;
