@@ -5,8 +5,8 @@
 DIR holds train.jsonl and test.jsonl with the columns `question` and `answer`; GSM8K is made that way. The script trains
 a BPE tokenizer and a teacher (hidden 256, 4 layers) on the text of both columns, then the same student (hidden 128, 3
 layers) twice from the same weights on the same batches: on the text itself (cross-entropy), and on the teacher's
-distribution (forward KL). All three are evaluated on the first 400 rows of
-test.jsonl. Some 10 minutes on one core (OMP_NUM_THREADS=1), one with --quick.
+distribution (forward KL). All three are evaluated on the first 400 rows of test.jsonl. Some 10 minutes on one core
+(OMP_NUM_THREADS=1), one with --quick.
 """
 
 import argparse
@@ -125,9 +125,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the steps")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    disable_progress_bars()
     share = 0.1 if options.quick else 1.0
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options.data, folder, int(share * TEST_ROWS))
@@ -145,4 +142,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    disable_progress_bars()
     main()

@@ -1,5 +1,6 @@
 """Every script of examples/by_feature runs offline as it stands, and every config of examples/configs parses."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -55,3 +56,29 @@ def test_config_parses_and_spells_out_an_objective(name):
     assert training.teacher_model_name_or_path
     assert model.model_name_or_path
     assert f"examples/configs/{name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """A folder that looks like GSM8K's."""
+    rows = [{"question": f"What is {a} plus {b}?", "answer": f"It is {a + b}."} for a in range(20) for b in range(20)]
+    for name in ("train", "test"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+def test_real_text_reports_all_three_models(problems, monkeypatch):
+    main = runpy.run_path(str(BY_FEATURE / "real_text.py"))["main"]
+    shape = {"num_hidden_layers": 1, "intermediate_size": 32}
+    teacher_shape, student_shape = {"hidden_size": 32} | shape, {"hidden_size": 16} | shape
+    small = {"VOCABULARY": 300, "TEACHER": teacher_shape, "STUDENT": student_shape}
+    main.__globals__.update(TEACHER_STEPS=60, STUDENT_STEPS=40, TEST_ROWS=40, **small)
+    report = problems / "report.json"
+    monkeypatch.setattr(sys, "argv", ["real_text.py", "--data", str(problems), "--quick", "--json", str(report)])
+    main()
+    teacher, plain, distilled = json.loads(report.read_text(encoding="utf-8")).values()
+    assert teacher["teacher_kl"] == pytest.approx(0, abs=1e-6)
+    assert teacher["tokens"] > plain["tokens"] == distilled["tokens"] > 0
+    assert plain["cross_entropy"] != distilled["cross_entropy"]
+    assert plain["teacher_kl"] > 0
