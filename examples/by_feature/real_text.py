@@ -58,14 +58,11 @@ def train_tokenizer(texts: Dataset) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<eos>"]
-    bpe.train_from_iterator(
-        texts["text"],
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
+    bpe.train_from_iterator(texts["text"], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>", model_max_length=LENGTH)
 
 
@@ -92,7 +89,8 @@ class Run:
         args = DistillSFTConfig(
             output_dir=self.folder, losses=losses, max_length=LENGTH,
             packing=True, packing_strategy="wrapped", eval_packing=False, gradient_checkpointing=False, bf16=False,
-            lr_scheduler_type="cosine", use_cpu=True, report_to="none", save_strategy="no", logging_steps=100, **options,
+            use_cpu=True, lr_scheduler_type="cosine", report_to="none", save_strategy="no", logging_steps=100,
+            **options,
         )  # fmt: skip
         return DistillSFTTrainer(
             model, teacher_model=teacher, args=args, processing_class=self.tokenizer,
@@ -109,17 +107,15 @@ class Run:
         )  # fmt: skip
         start = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - start
-        trained = sum(line.get("trained_tokens", 0) for line in trainer.state.log_history)
+        seconds, lines = time.perf_counter() - start, trainer.state.log_history
+        trained = sum(line.get("trained_tokens", 0) for line in lines)
         return trainer.model, {"steps": steps, "tokens": trained, "seconds": seconds}
 
     def evaluate(self, model: Any, teacher: Any) -> dict[str, float]:
         """Held-out figures per token: cross-entropy with the text, and how far the model is from the teacher."""
-        losses = ["cross_entropy", "forward_kl"]
-        figures = self.trainer(model, teacher, losses, per_device_eval_batch_size=16).evaluate()
-        names = ("teacher_kl", "teacher_top1_agreement", "mean_token_accuracy")
+        figures = self.trainer(model, teacher, ["cross_entropy", "forward_kl"]).evaluate()
         entropy = figures["eval_loss/cross_entropy"]
-        kept = {name: figures[f"eval_{name}"] for name in names}
+        kept = {name: figures[f"eval_{name}"] for name in FIGURES if f"eval_{name}" in figures}
         return {"cross_entropy": entropy, "perplexity": math.exp(entropy), **kept}
 
 
