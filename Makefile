@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench
+.PHONY: demo test test-distributed bench
 
 demo: $(STAMP)
 	$(BIN)/trl-distill demo
@@ -17,6 +17,10 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# DeepSpeed ZeRO-2 and ZeRO-3 and FSDP2 on two CPU processes. Minutes.
+test-distributed: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m heavy tests/distributed
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loss_engine.py

@@ -65,7 +65,7 @@ def test_the_config_names_what_the_demo_wrote(tmp_path: Path) -> None:
     assert config["teacher_prompt_template"] == handbook.teacher_template()
     assert config["dataset_name"] == str(tmp_path / "train.jsonl")
     assert config["seed"] == 3
-    assert config["learning_rate"] == 6e-3
+    assert config["learning_rate"] == 4e-3
 
 
 def test_training_inputs_carry_no_answers(tmp_path: Path) -> None:

@@ -39,9 +39,11 @@ class LMHead:
         return replace(self, weight=weight, bias=bias)
 
     def shape_logits(self, raw: Tensor) -> Tensor:
-        """Apply scale and soft cap to `hidden @ weight.T + bias`; any shape."""
+        """Apply scale and soft cap to `hidden @ weight.T + bias`; any shape. A raw -inf, no such token, stays -inf."""
         scaled = raw if self.scale == 1.0 else raw * self.scale
-        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+        if self.softcap is None:
+            return scaled
+        return (self.softcap * torch.tanh(scaled / self.softcap)).masked_fill(raw == -torch.inf, -torch.inf)
 
     def shape_gradient(self, raw: Tensor, gradient: Tensor) -> Tensor:
         """Turn, in place, the gradient by the shaped logits into the gradient by the `raw` ones."""

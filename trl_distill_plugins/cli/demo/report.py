@@ -52,14 +52,14 @@ class Report:
 
         table = Table(box=box.SIMPLE_HEAD, title=f"{self.held_out_inputs} held-out tickets", title_style="bold")
         for heading in ("", "prompt", "parameters", "accuracy", "KL to teacher"):
-            table.add_column(heading, justify="left" if not heading else "right")
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         long, short = f"{self.prompt_tokens_teacher:.0f} tokens", f"{self.prompt_tokens_student:.0f} tokens"
         big, small = f"{self.teacher_parameters:,}", f"{self.student_parameters:,}"
-        table.add_row("teacher, with its handbook", long, big, f"[bold]{self.teacher_accuracy:.1%}[/]", "0")
-        table.add_row("teacher, handbook removed", short, big, f"{self.teacher_accuracy_without_prompt:.1%}", "")
-        table.add_row("student, before", short, small, f"{self.student_accuracy_before:.1%}", f"{self.kl_before:.3f}")
+        table.add_row("teacher with handbook", long, big, f"[bold]{self.teacher_accuracy:.1%}[/]", "0")
+        table.add_row("teacher without it", short, big, f"{self.teacher_accuracy_without_prompt:.1%}", "")
+        table.add_row("student before", short, small, f"{self.student_accuracy_before:.1%}", f"{self.kl_before:.3f}")
         after = f"[bold green]{self.student_accuracy_after:.1%}[/]"
-        table.add_row("[bold]student, distilled[/]", short, small, after, f"{self.kl_after:.3f}")
+        table.add_row("[bold]student distilled[/]", short, small, after, f"{self.kl_after:.3f}")
         table.add_row("[dim]best constant answer[/]", "", "", f"[dim]{self.chance_accuracy:.1%}[/]", "")
         return table
 

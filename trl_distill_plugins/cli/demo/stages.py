@@ -18,7 +18,7 @@ from trl_distill_plugins.cli.demo.teacher import Recipe, prepare_teacher
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRAIN_INPUTS = 3000
+TRAIN_INPUTS = 4000
 HELD_OUT_INPUTS = 400
 TIMED_INPUTS = 128
 

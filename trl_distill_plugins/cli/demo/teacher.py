@@ -34,7 +34,7 @@ class Recipe:
     heads: int = 4
     lookup_steps: int = 200
     lookup_shape: tuple[int, int] = (16, 8)  # handbooks a step, tickets asked about each
-    ticket_steps: int = 200
+    ticket_steps: int = 240
     ticket_shape: tuple[int, int] = (8, 24)
     learning_rate: float = 3e-3
     desks_in_first_lesson: tuple[int, ...] = (1, 2, 3, 5, 8, len(world.TOPICS))
