@@ -73,7 +73,7 @@ def test_real_text_reports_all_three_models(problems, monkeypatch):
     shape = {"num_hidden_layers": 1, "intermediate_size": 32}
     teacher_shape, student_shape = {"hidden_size": 32} | shape, {"hidden_size": 16} | shape
     small = {"VOCABULARY": 300, "TEACHER": teacher_shape, "STUDENT": student_shape}
-    main.__globals__.update(TEACHER_STEPS=60, STUDENT_STEPS=40, TEST_ROWS=40, **small)
+    main.__globals__.update(TEACHER_STEPS=100, STUDENT_STEPS=40, TEST_ROWS=40, **small)
     report = problems / "report.json"
     monkeypatch.setattr(sys, "argv", ["real_text.py", "--data", str(problems), "--quick", "--json", str(report)])
     main()
