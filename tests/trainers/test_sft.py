@@ -258,6 +258,15 @@ def test_a_teacher_needs_distilling_arguments(rows, quiet, tiny_causal_lm, tiny_
         )  # fmt: skip
 
 
+def test_a_student_that_is_its_own_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    model = tiny_causal_lm(0)
+    with pytest.raises(ConfigError, match="model and teacher_model are the same object"):
+        DistillSFTTrainer(
+            model, DistillSFTConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=model
+        )
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_bare_rows_without_a_teacher_are_counted(bare, quiet, tiny_causal_lm, tiny_tokenizer):
     with pytest.raises(ConfigError, match="train: 24 of 24 rows have no completion, the first is row 1; set teacher_"):
         DistillSFTTrainer(

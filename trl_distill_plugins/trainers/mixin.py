@@ -66,6 +66,10 @@ class DistillationMixin:
             raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
 
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
+        if teacher_model is not None and teacher_model is arguments.get("model"):
+            raise ConfigError(
+                "model and teacher_model are the same object, and a teacher is frozen; pass a path or a copy.deepcopy"
+            )
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
         if objective is not None and objective.needs_teacher and teacher_model is None:
             names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
