@@ -193,6 +193,18 @@ def test_a_dataset_handed_to_evaluate_is_prepared_like_the_others(rows, quiet, t
         assert handed[name] == pytest.approx(own[name])
 
 
+def test_packed_datasets_are_not_packed_again_in_evaluate(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    held_out = rows.select(range(6))
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0),
+        DistillSFTConfig(**quiet, teacher_prompt_template=LONG, student_prompt_template="{input}", packing=True),
+        train_dataset=rows, eval_dataset=held_out, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1),
+    )  # fmt: skip
+    own = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(trainer.eval_dataset)["eval_loss"] == pytest.approx(own)
+    assert trainer.evaluate({"held_out": held_out})["eval_held_out_loss"] == pytest.approx(own)
+
+
 FORMATS = {
     "text": [{"text": "what is the capital of france ? paris ."}],
     "prompt and completion": [{"prompt": "what is red ?", "completion": " yes"}],
