@@ -279,6 +279,19 @@ def test_a_student_that_is_its_own_teacher_is_refused(rows, quiet, tiny_causal_l
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_formatting_func_makes_the_rows_as_in_the_parent(bare, quiet, tiny_causal_lm, tiny_tokenizer):
+    def make(trainer_class, config_class, **config):
+        return trainer_class(
+            tiny_causal_lm(), config_class(**quiet, **config), train_dataset=bare, processing_class=tiny_tokenizer,
+            formatting_func=lambda row: f"{row['input']} yes",
+        )  # fmt: skip
+
+    parent, ours = make(SFTTrainer, SFTConfig), make(DistillSFTTrainer, DistillSFTConfig)
+    assert ours.train_dataset.to_list() == parent.train_dataset.to_list()
+    with pytest.raises(ConfigError, match="formatting_func makes one text of a row"):
+        make(DistillSFTTrainer, DistillSFTConfig, student_prompt_template="{input}")
+
+
 def test_bare_rows_without_a_teacher_are_counted(bare, quiet, tiny_causal_lm, tiny_tokenizer):
     with pytest.raises(ConfigError, match="train: 24 of 24 rows have no completion, the first is row 1; set teacher_"):
         DistillSFTTrainer(

@@ -76,8 +76,14 @@ class DistillationMixin:
             raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
         if teacher_model is None and args.teacher_prompt_template is not None:
             raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
-        datasets = [arguments.get("train_dataset"), arguments.get("eval_dataset")]
+        formats = arguments.get("formatting_func") is not None
+        datasets = [] if formats else [arguments.get("train_dataset"), arguments.get("eval_dataset")]
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
+        if formats and builds_views:
+            raise ConfigError(
+                "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
+                "out and give the rows prompts and completions"
+            )
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
