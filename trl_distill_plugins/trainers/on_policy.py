@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +58,8 @@ class OnPolicyDistillationMixin(DistillationMixin):
         """Fetch a step's batches, let the policy write completions, and count what is trained then."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         draws = random.Random(f"{self.args.seed}/{self.state.global_step}")
-        batches = [self._with_completions(batch, draws.random()) for batch in batches]
+        with _randomness(draws.getrandbits(63), device):
+            batches = [self._with_completions(batch, draws.random()) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -102,6 +104,16 @@ class OnPolicyDistillationMixin(DistillationMixin):
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in self.data_collator(rows).items()
         }
+
+
+@contextmanager
+def _randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Sample from `seed`, and leave torch's own state alone: a resumed run restores it only after the batches are
+    fetched, and would sample other completions than an uninterrupted one."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        yield
 
 
 def _prompts(batch: dict[str, Any], prefix: str) -> list[list[int]]:
