@@ -189,6 +189,12 @@ def test_a_gkd_run_without_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_
         )
 
 
+def test_seq_kd_without_a_model_for_a_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    args = DistillGKDConfig(**quiet, seq_kd=True, losses=["cross_entropy"])
+    with pytest.raises(ConfigError, match="seq_kd the teacher writes completions during training"):
+        DistillGKDTrainer(model=tiny_causal_lm(0), args=args, train_dataset=rows, processing_class=tiny_tokenizer)
+
+
 def test_packing_is_refused(make):
     with pytest.raises(ConfigError, match="on-policy completions are written behind padded rows"):
         make(packing=True)

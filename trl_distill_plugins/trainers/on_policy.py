@@ -12,6 +12,7 @@ from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX
+from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.mixin import DistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
@@ -40,7 +41,12 @@ class OnPolicyDistillationMixin(DistillationMixin):
         super()._init_parent({**arguments, "teacher_model": trl_compat.TeacherStandIn(self)})
         args.teacher_model_init_kwargs = init_kwargs
 
-    def _finish_init(self: Any, *args: Any) -> None:
+    def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
+        if self.seq_kd and not hasattr(teacher, "module"):
+            raise ConfigError(
+                "with seq_kd the teacher writes completions during training, which takes a model in memory; set "
+                "teacher_model_name_or_path to one, or seq_kd: false"
+            )
         tokenizer = self.processing_class
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -50,7 +56,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         self.generation_config.use_cache = True
         self._teacher_writes = self.seq_kd
         del self.teacher_model  # the stand-in
-        super()._finish_init(*args)
+        super()._finish_init(objective, teacher, builds_views)
 
     def get_batch_samples(
         self: Any, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
