@@ -205,6 +205,17 @@ def test_packed_datasets_are_not_packed_again_in_evaluate(rows, quiet, tiny_caus
     assert trainer.evaluate({"held_out": held_out})["eval_held_out_loss"] == pytest.approx(own)
 
 
+def test_each_of_several_evaluation_datasets_has_figures_of_its_own(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    parts = {"first": rows.select(range(6)), "second": rows.select(range(6, 18))}
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0), DistillSFTConfig(**quiet), train_dataset=rows, eval_dataset=parts,
+        processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1),
+    )  # fmt: skip
+    figures = trainer.evaluate()
+    for name, part in parts.items():
+        assert figures[f"eval_{name}_teacher_kl"] == trainer.evaluate(part)["eval_teacher_kl"]
+
+
 FORMATS = {
     "text": [{"text": "what is the capital of france ? paris ."}],
     "prompt and completion": [{"prompt": "what is red ?", "completion": " yes"}],

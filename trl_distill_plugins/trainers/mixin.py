@@ -228,13 +228,13 @@ class DistillationMixin:
             self._seen_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the figures since the last line, see `RunningFigures`; `eval_` in front of them in an evaluation."""
+        """Add the figures since the last line, see `RunningFigures`; in an evaluation with its prefix, `eval_` or `eval_NAME_`."""
         if self.objective is not None:
             mode = "train" if self.model.training else "eval"
             figures = self._figures[mode].take(lambda sums: self.accelerator.reduce(sums, "sum"))
             if figures:
                 figures["num_tokens"] = self.accelerator.reduce(self._seen_tokens, "sum").item() // self._tp_size
-            prefix = "" if mode == "train" else "eval_"
+            prefix = "" if mode == "train" else _prefix_of(logs)
             logs.update({prefix + name: value for name, value in figures.items()})
         super().log(logs, start_time)  # type: ignore[misc]
 
@@ -242,6 +242,11 @@ class DistillationMixin:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with whole_or_nothing(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+def _prefix_of(logs: dict[str, float]) -> str:
+    """What stands in front of the names of an evaluation: with several datasets, each has its own."""
+    return next((name.removesuffix("loss") for name in logs if name.endswith("_loss")), "eval_")
 
 
 @contextmanager
