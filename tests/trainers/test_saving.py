@@ -33,8 +33,8 @@ def test_a_whole_write_stays(tmp_path):
 
 def test_a_checkpoint_survives_what_fails_after_it_was_written(tmp_path):
     folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
     with pytest.raises(ConnectionError), whole_or_nothing(folder):
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text("{}")
         raise ConnectionError("the hub is away")
     assert folder.is_dir()

@@ -228,7 +228,7 @@ class DistillationMixin:
             self._seen_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the figures since the last line, see `RunningFigures`; in an evaluation with its prefix, `eval_` or `eval_NAME_`."""
+        """Add the figures since the last line, see `RunningFigures`; in an evaluation under its prefix."""
         if self.objective is not None:
             mode = "train" if self.model.training else "eval"
             figures = self._figures[mode].take(lambda sums: self.accelerator.reduce(sums, "sum"))
