@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from trl_distill_plugins.errors import TeacherError
 from trl_distill_plugins.teachers import make_teacher
@@ -26,6 +27,19 @@ def test_signal_gives_the_models_own_logits_at_the_trained_positions(tiny_causal
         expected = model(ids).logits[:, :-1][trained]
     torch.testing.assert_close(signal.head(signal.hidden), expected)
     assert not signal.hidden.requires_grad
+
+
+def test_a_peft_model_teaches_with_its_adapter(tiny_causal_lm):
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny_causal_lm(3), lora)
+    ids = torch.randint(3, 380, (2, 9))
+    trained = torch.ones(2, 8, dtype=torch.bool)
+    signal = LocalTeacher(model).signal({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, trained)
+    with torch.no_grad():
+        torch.testing.assert_close(signal.head(signal.hidden), model(ids).logits[:, :-1][trained])
+    tuned = get_peft_model(tiny_causal_lm(3), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(TeacherError, match="prompt-learning adapter"):
+        LocalTeacher(tuned)
 
 
 def test_loaded_by_path_with_its_own_dtype(tiny_causal_lm, tmp_path):

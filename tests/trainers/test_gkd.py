@@ -156,6 +156,15 @@ def test_seq_kd_trains_on_the_teachers_completions(rows, quiet, tiny_causal_lm, 
     assert ids[labels != -100].tolist() == expected[0, len(prompt) :].tolist()
 
 
+def test_a_resumed_run_samples_what_an_uninterrupted_one_does(make, quiet):
+    options = {"lmbda": 1.0, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = make(**options), make(**options)
+    whole.train()
+    resumed.train(resume_from_checkpoint=f"{quiet['output_dir']}/checkpoint-2")
+    ours, expected = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+
+
 def test_sampling_temperature_is_not_the_losss(make):
     trainer = make(temperature=0.3)
     assert trainer.generation_config.temperature == 0.3
@@ -178,6 +187,12 @@ def test_a_gkd_run_without_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_
         DistillGKDTrainer(
             model=tiny_causal_lm(0), args=DistillGKDConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer
         )
+
+
+def test_seq_kd_without_a_model_for_a_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    args = DistillGKDConfig(**quiet, seq_kd=True, losses=["cross_entropy"])
+    with pytest.raises(ConfigError, match="seq_kd the teacher writes completions during training"):
+        DistillGKDTrainer(model=tiny_causal_lm(0), args=args, train_dataset=rows, processing_class=tiny_tokenizer)
 
 
 def test_packing_is_refused(make):

@@ -29,3 +29,12 @@ def test_a_whole_write_stays(tmp_path):
     with whole_or_nothing(folder):
         folder.mkdir()
     assert folder.is_dir()
+
+
+def test_a_checkpoint_survives_what_fails_after_it_was_written(tmp_path):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    with pytest.raises(ConnectionError), whole_or_nothing(folder):
+        raise ConnectionError("the hub is away")
+    assert folder.is_dir()

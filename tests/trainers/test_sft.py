@@ -193,6 +193,29 @@ def test_a_dataset_handed_to_evaluate_is_prepared_like_the_others(rows, quiet, t
         assert handed[name] == pytest.approx(own[name])
 
 
+def test_packed_datasets_are_not_packed_again_in_evaluate(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    held_out = rows.select(range(6))
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0),
+        DistillSFTConfig(**quiet, teacher_prompt_template=LONG, student_prompt_template="{input}", packing=True),
+        train_dataset=rows, eval_dataset=held_out, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1),
+    )  # fmt: skip
+    own = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(trainer.eval_dataset)["eval_loss"] == pytest.approx(own)
+    assert trainer.evaluate({"held_out": held_out})["eval_held_out_loss"] == pytest.approx(own)
+
+
+def test_each_of_several_evaluation_datasets_has_figures_of_its_own(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    parts = {"first": rows.select(range(6)), "second": rows.select(range(6, 18))}
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0), DistillSFTConfig(**quiet), train_dataset=rows, eval_dataset=parts,
+        processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1),
+    )  # fmt: skip
+    figures = trainer.evaluate()
+    for name, part in parts.items():
+        assert figures[f"eval_{name}_teacher_kl"] == trainer.evaluate(part)["eval_teacher_kl"]
+
+
 FORMATS = {
     "text": [{"text": "what is the capital of france ? paris ."}],
     "prompt and completion": [{"prompt": "what is red ?", "completion": " yes"}],
@@ -256,6 +279,28 @@ def test_a_teacher_needs_distilling_arguments(rows, quiet, tiny_causal_lm, tiny_
             tiny_causal_lm(0), SFTConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer,
             teacher_model=tiny_causal_lm(1),
         )  # fmt: skip
+
+
+def test_a_student_that_is_its_own_teacher_is_refused(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    model = tiny_causal_lm(0)
+    with pytest.raises(ConfigError, match="model and teacher_model are the same object"):
+        DistillSFTTrainer(
+            model, DistillSFTConfig(**quiet), train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=model
+        )
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_formatting_func_makes_the_rows_as_in_the_parent(bare, quiet, tiny_causal_lm, tiny_tokenizer):
+    def make(trainer_class, config_class, **config):
+        return trainer_class(
+            tiny_causal_lm(), config_class(**quiet, **config), train_dataset=bare, processing_class=tiny_tokenizer,
+            formatting_func=lambda row: f"{row['input']} yes",
+        )  # fmt: skip
+
+    parent, ours = make(SFTTrainer, SFTConfig), make(DistillSFTTrainer, DistillSFTConfig)
+    assert ours.train_dataset.to_list() == parent.train_dataset.to_list()
+    with pytest.raises(ConfigError, match="formatting_func makes one text of a row"):
+        make(DistillSFTTrainer, DistillSFTConfig, student_prompt_template="{input}")
 
 
 def test_bare_rows_without_a_teacher_are_counted(bare, quiet, tiny_causal_lm, tiny_tokenizer):

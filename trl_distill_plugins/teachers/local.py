@@ -34,7 +34,7 @@ class LocalTeacher(Teacher):
                 "drop them, or pass the name"
             )
         else:
-            self.model = address
+            self.model = _without_peft_wrapper(address)
         self.model.eval().requires_grad_(False)
         self._module: Any = self.model
 
@@ -137,6 +137,15 @@ def _cut(row: list[int], eos: list[int]) -> Completion:
     """Cut a generated row before its first end token; the end token itself is not part of the completion."""
     ends = [position for position, token in enumerate(row) if token in eos]
     return Completion(row[: ends[0]] if ends else row, finished=bool(ends))
+
+
+def _without_peft_wrapper(model: Any) -> Any:
+    """The transformers model in a `PeftModel`, its adapter still in place."""
+    if not hasattr(model, "get_base_model"):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise TeacherError("a teacher cannot have a prompt-learning adapter; use LoRA or another weight adapter")
+    return model.get_base_model()
 
 
 def _load(name: str, init_kwargs: dict[str, Any]) -> Any:

@@ -66,14 +66,24 @@ class DistillationMixin:
             raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
 
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
+        if teacher_model is not None and teacher_model is arguments.get("model"):
+            raise ConfigError(
+                "model and teacher_model are the same object, and a teacher is frozen; pass a path or a copy.deepcopy"
+            )
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
         if objective is not None and objective.needs_teacher and teacher_model is None:
             names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
             raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
         if teacher_model is None and args.teacher_prompt_template is not None:
             raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
-        datasets = [arguments.get("train_dataset"), arguments.get("eval_dataset")]
+        formats = arguments.get("formatting_func") is not None
+        datasets = [] if formats else [arguments.get("train_dataset"), arguments.get("eval_dataset")]
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
+        if formats and builds_views:
+            raise ConfigError(
+                "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
+                "out and give the rows prompts and completions"
+            )
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
@@ -218,13 +228,13 @@ class DistillationMixin:
             self._seen_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the figures since the last line, see `RunningFigures`; `eval_` in front of them in an evaluation."""
+        """Add the figures since the last line, see `RunningFigures`; in an evaluation under its prefix."""
         if self.objective is not None:
             mode = "train" if self.model.training else "eval"
             figures = self._figures[mode].take(lambda sums: self.accelerator.reduce(sums, "sum"))
             if figures:
                 figures["num_tokens"] = self.accelerator.reduce(self._seen_tokens, "sum").item() // self._tp_size
-            prefix = "" if mode == "train" else "eval_"
+            prefix = "" if mode == "train" else _prefix_of(logs)
             logs.update({prefix + name: value for name, value in figures.items()})
         super().log(logs, start_time)  # type: ignore[misc]
 
@@ -232,6 +242,11 @@ class DistillationMixin:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with whole_or_nothing(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+
+def _prefix_of(logs: dict[str, float]) -> str:
+    """What stands in front of the names of an evaluation: with several datasets, each has its own."""
+    return next((name.removesuffix("loss") for name in logs if name.endswith("_loss")), "eval_")
 
 
 @contextmanager

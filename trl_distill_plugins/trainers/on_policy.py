@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX
+from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.mixin import DistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
@@ -39,7 +41,12 @@ class OnPolicyDistillationMixin(DistillationMixin):
         super()._init_parent({**arguments, "teacher_model": trl_compat.TeacherStandIn(self)})
         args.teacher_model_init_kwargs = init_kwargs
 
-    def _finish_init(self: Any, *args: Any) -> None:
+    def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
+        if self.seq_kd and not hasattr(teacher, "module"):
+            raise ConfigError(
+                "with seq_kd the teacher writes completions during training, which takes a model in memory; set "
+                "teacher_model_name_or_path to one, or seq_kd: false"
+            )
         tokenizer = self.processing_class
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -49,7 +56,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         self.generation_config.use_cache = True
         self._teacher_writes = self.seq_kd
         del self.teacher_model  # the stand-in
-        super()._finish_init(*args)
+        super()._finish_init(objective, teacher, builds_views)
 
     def get_batch_samples(
         self: Any, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -57,7 +64,8 @@ class OnPolicyDistillationMixin(DistillationMixin):
         """Fetch a step's batches, let the policy write completions, and count what is trained then."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         draws = random.Random(f"{self.args.seed}/{self.state.global_step}")
-        batches = [self._with_completions(batch, draws.random()) for batch in batches]
+        with _randomness(draws.getrandbits(63), device):
+            batches = [self._with_completions(batch, draws.random()) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self: Any, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -102,6 +110,16 @@ class OnPolicyDistillationMixin(DistillationMixin):
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in self.data_collator(rows).items()
         }
+
+
+@contextmanager
+def _randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Sample from `seed`, and leave torch's own state alone: a resumed run restores it only after the batches are
+    fetched, and would sample other completions than an uninterrupted one."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        yield
 
 
 def _prompts(batch: dict[str, Any], prefix: str) -> list[list[int]]:

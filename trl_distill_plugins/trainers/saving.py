@@ -18,12 +18,15 @@ STATE_FILE = "trainer_state.json"
 
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[None]:
-    """Remove `folder` again if writing it fails, and say a full disk as `OSError(ENOSPC)` whoever noticed it."""
+    """Remove `folder` again if writing it fails, but not if what failed came after that (pushing it to the hub,
+    removing older checkpoints), and say a full disk as `OSError(ENOSPC)` whoever noticed it."""
     try:
         yield
     except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if disk_full_in(error):
+        is_full = disk_full_in(error) is not None
+        if is_full or not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if is_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         raise
 

@@ -11,7 +11,7 @@ from trl import pack_dataset
 
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.files import name_of
-from trl_distill_plugins.prompts.packing import pack_views
+from trl_distill_plugins.prompts.packing import SEQ_LENGTHS, pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
@@ -50,7 +50,9 @@ class ViewPreparation:
         return any(templates) or any(_lacks_completions(part, args.dataset_text_field) for part in parts if part)
 
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
-        """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's."""
+        """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's.
+
+        What was prepared before, packed or not, is returned as it is, but shuffled."""
         keeps_prompts = self.student_completes and name == "train"
         name = name_of(dataset, name)
         builder = self._builder(completion_required=not keeps_prompts)
@@ -58,7 +60,7 @@ class ViewPreparation:
             dataset = self._completed(dataset, builder, name)
         with self.accelerator.main_process_first():
             views = prepare_views(dataset, builder, name, num_proc=self.args.dataset_num_proc)
-        if packing:
+        if packing and SEQ_LENGTHS not in (views.column_names or next(iter(views))):
             strategy = self.args.packing_strategy
             views = pack_views(views, lambda rows, length: pack_dataset(rows, length, strategy), self.args.max_length)
         return views.shuffle(seed=self.args.seed) if self.args.shuffle_dataset else views
