@@ -52,6 +52,13 @@ def paired_rows(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def bare_rows(tmp_path_factory):
+    """Twelve inputs without completions, two of them equal: eleven to write, in unequal shares for two processes."""
+    rows = [{"input": f"{WORDS[i % 6]} {i} :"} for i in [*range(11), 0]]
+    return write_rows(tmp_path_factory.mktemp("rows") / "inputs.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
 def run_on(saved_models, tmp_path_factory):
     """`run_on(processes, rows, flags, **changes)`: train with the same global batch; return the `Run`.
 

@@ -21,6 +21,7 @@ TEMPLATES = {"teacher_prompt_template": "the quick brown fox {input}", "student_
 SHARDED = {"use_cpu": False, "ddp_backend": "gloo"}
 TRAINERS = {
     "sft": {"distill_alpha": 0.7},
+    "sft, teacher's completions": {"distill_alpha": 0.7, "max_new_tokens": 4, "generation_batch_size": 1},
     "gkd, dataset's completions": {"trainer": "gkd", "lmbda": 0.0},
     "gkd, student's completions": {"trainer": "gkd", "lmbda": 1.0, "temperature": 1e-7, "max_new_tokens": 6},
 }
@@ -34,22 +35,23 @@ TOLERANCE = 1e-4  # sums over shards come in another order
 
 
 @pytest.fixture(scope="module", params=TRAINERS)
-def case(request, run_on, paired_rows):
-    """The options of a run, and what one process makes of them."""
+def case(request, run_on, paired_rows, bare_rows):
+    """The options of a run, its rows, and what one process makes of them."""
     options = TEMPLATES | TRAINERS[request.param]
-    return options, run_on(1, paired_rows, **options)
+    rows = bare_rows if "teacher" in request.param else paired_rows
+    return options, rows, run_on(1, rows, **options)
 
 
 @pytest.fixture
-def run_sharded(case, run_on, paired_rows, monkeypatch):
+def run_sharded(case, run_on, monkeypatch):
     """`run_sharded(config, sharding)`: the run on two processes, and how far it is from one process's."""
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", "")))))
 
     def run(config, sharding):
-        options, one = case
+        options, rows, one = case
         monkeypatch.setenv("SHARDING", sharding)
-        two = run_on(2, paired_rows, ["--accelerate_config", config], COMMAND, **options, **SHARDED)
+        two = run_on(2, rows, ["--accelerate_config", config], COMMAND, **options, **SHARDED)
         return greatest_difference(two, one)
 
     return run

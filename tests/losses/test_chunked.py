@@ -282,3 +282,19 @@ def test_padded_teacher_vocabulary_matches_dense_losses(teacher_vocab, softcap, 
         out, ours = engine(objective, case, 5, chunk_size=6)
         assert relative_error(out.loss.detach(), reference) <= 1e-5
         assert relative_error(ours[1], gradients[1]) <= 1e-5
+
+
+def test_fp16_gradients_do_not_underflow_before_the_loss_scaler():
+    """A mean over many tokens has gradients below fp16's smallest number until the scaler's factor arrives."""
+    objective, (hidden, head, labels, teacher, _) = Objective.from_config(["forward_kl"]), make_case()
+    tokens, factor = 1e6, 65536.0
+
+    def gradient(dtype):
+        leaf = hidden.to(dtype).requires_grad_()
+        signal = DenseSignal(teacher.hidden.to(dtype), LMHead(teacher.head.weight.to(dtype)))
+        student_head = LMHead(head.weight.to(dtype))
+        out = chunked_objective(objective, leaf, student_head, labels, signal, normalizer=tokens)
+        (factor * out.loss).backward()
+        return leaf.grad
+
+    assert relative_error(gradient(torch.float16), gradient(torch.float32).double()) < 0.02

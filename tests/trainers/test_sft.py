@@ -346,3 +346,27 @@ def test_a_students_template_alone_is_plain_sft_on_the_filled_prompt(
     parent.train()
     ours.train()
     assert logged(ours, "loss") == pytest.approx(logged(parent, "loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")  # TRL says so before we refuse it
+def test_other_losses_than_the_objective_are_refused(options, rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    with pytest.raises(ConfigError, match="are other losses than the objective"):
+        DistillSFTTrainer(
+            tiny_causal_lm(0), DistillSFTConfig(losses=["cross_entropy"], **quiet, **options), train_dataset=rows,
+            processing_class=tiny_tokenizer,
+        )  # fmt: skip
+
+
+def test_a_conversation_without_an_answer_is_trls_business_without_a_teacher(
+    quiet, tiny_causal_lm, tiny_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", CHAT)
+    dataset = Dataset.from_list([{"messages": [{"role": "user", "content": "what is red ?"}]}] * 8)
+    parent = SFTTrainer(tiny_causal_lm(), SFTConfig(**quiet), train_dataset=dataset, processing_class=tiny_tokenizer)
+    ours = DistillSFTTrainer(
+        tiny_causal_lm(), DistillSFTConfig(**quiet), train_dataset=dataset, processing_class=tiny_tokenizer
+    )
+    parent.train()
+    ours.train()
+    assert torch.equal(weights(parent), weights(ours))

@@ -72,7 +72,8 @@ def chunked_objective(
     if teacher is not None:
         teacher = teacher.to(_compute_dtype(teacher.hidden))
     scale = torch.ones_like(labels, dtype=_at_least_float32(hidden.dtype)) if weights is None else weights
-    job = _Job(objective, head, labels, teacher, scale, normalizer, chunk_size, torch.is_grad_enabled())
+    is_fp16 = _compute_dtype(hidden) == torch.float16
+    job = _Job(objective, head, labels, teacher, scale, normalizer, chunk_size, torch.is_grad_enabled(), is_fp16)
     loss, terms, statistics = _ChunkedObjective.apply(hidden, head.weight, head.bias, job)
     return ObjectiveOutput(loss, terms, statistics, hidden.shape[0])
 
@@ -87,6 +88,7 @@ class _Job:
     normalizer: Tensor | float
     chunk_size: int
     grad_enabled: bool
+    divides_late: bool  # fp16 gradients are divided in backward, once the loss scaler has enlarged them: they underflow
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -148,7 +150,7 @@ class _Tiles:
         value_dtype = _at_least_float32(dtype)
         self.values = hidden.new_empty(len(job.objective.terms), hidden.shape[0], dtype=value_dtype)
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
-        self.token_scale = (job.weights / job.normalizer).to(value_dtype)
+        self.token_scale = (job.weights / (1.0 if job.divides_late else job.normalizer)).to(value_dtype)
         self._kernel, self._kernel_terms = _kernel_for(job.objective, self._student, self._teacher)
 
     def run(self, start: int) -> tuple[Tensor, Tensor]:
@@ -233,6 +235,7 @@ class _ChunkedObjective(torch.autograd.Function):
                     gradients.add(start, gradient, tile_hidden, tiles.weight)
             loss, terms, statistics = tiles.totals()
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)  # type: ignore[arg-type]
+        ctx.divisor = job.normalizer if job.divides_late else 1.0  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(terms, statistics)
         return loss, terms, statistics
 
@@ -240,6 +243,7 @@ class _ChunkedObjective(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad_loss: Tensor, *_: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        grad_loss = grad_loss / ctx.divisor  # type: ignore[attr-defined]
         is_one = grad_loss.item() == 1.0
         hidden, weight, bias = (
             grad if grad is None or is_one else grad * grad_loss

@@ -28,6 +28,12 @@ class DenseSignal:
         """The same signal, to be projected in `dtype`."""
         return self if dtype == self.hidden.dtype else DenseSignal(self.hidden.to(dtype), self.head)
 
+    def on(self, device: torch.device) -> "DenseSignal":
+        """The same signal on another device; itself where it is there already."""
+        head = self.head
+        bias = None if head.bias is None else head.bias.to(device)
+        return DenseSignal(self.hidden.to(device), head.with_tensors(head.weight.to(device), bias))
+
     @cached_property
     def _cast_head(self) -> tuple[Tensor, Tensor | None]:
         bias = self.head.bias

@@ -83,7 +83,8 @@ class LocalTeacher(Teacher):
     def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
         """Run the backbone; the head is applied tile by tile by the engine."""
         with torch.no_grad():
-            hidden = last_hidden_states(self._module, self.model, inputs)[:, :-1][trained]
+            hidden = last_hidden_states(self._module, self.model, inputs)[:, :-1]
+            hidden = hidden[trained.to(hidden.device)]
         return DenseSignal(hidden, LMHead.of(self.model))
 
     def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
@@ -122,7 +123,8 @@ def generate(model: Any, prompts: Sequence[list[int]], generation: Generation) -
         **({"top_k": 0, "top_p": 1.0} | sampling if sampling else {"do_sample": False}),
     )
     with torch.no_grad():
-        sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        # Ranks have batches of their own, so none may wait for the others at each token (ZeRO-3's default).
+        sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False)
     return [_cut(row, eos) for row in sequences[:, width:].tolist()]
 
 

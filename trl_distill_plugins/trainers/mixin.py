@@ -78,7 +78,7 @@ class DistillationMixin:
             raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
         formats = arguments.get("formatting_func") is not None
         datasets = [] if formats else [arguments.get("train_dataset"), arguments.get("eval_dataset")]
-        builds_views = self._student_completes or ViewPreparation.needed(args, datasets)
+        builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
         if formats and builds_views:
             raise ConfigError(
                 "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
@@ -111,7 +111,8 @@ class DistillationMixin:
         super().__init__(**arguments)
 
     def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
-        _refuse_unsupported(self)
+        if objective is not None:
+            _refuse_unsupported(self)
         self.objective, self.teacher = objective, teacher
         if builds_views:
             self._views = ViewPreparation(
@@ -180,7 +181,7 @@ class DistillationMixin:
         own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX
         return self.teacher.signal(own, own_trained)
 
-    def _normalizer(self: Any, trained: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    def _normalizer(self: Any, trained: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """The divisor of the loss on this rank. DDP and its kin average gradients over the ranks: a count over all of
         them is divided by their number to make up for it."""
         if num_items_in_batch is None:
@@ -196,26 +197,27 @@ class DistillationMixin:
         labels: Tensor,
         trained: Tensor,
         signal: DenseSignal | None,
-        normalizer: Tensor | float,
+        normalizer: Tensor,
     ) -> ObjectiveOutput:
         unwrapped = self.accelerator.unwrap_model(model)
         causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
 
         def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
             with self.accelerator.autocast():
-                hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+                hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1]
+                hidden = hidden[trained.to(hidden.device)]
                 with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
-                    return tuple(
-                        chunked_objective(
-                            self.objective,
-                            hidden,
-                            head,
-                            labels,
-                            teacher,
-                            normalizer=normalizer,
-                            chunk_size=self.args.loss_chunk_size,
-                        )
+                    home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
+                    output = chunked_objective(
+                        self.objective,
+                        hidden.to(home),
+                        head,
+                        labels.to(home),
+                        None if teacher is None else teacher.on(home),
+                        normalizer=normalizer.to(home),
+                        chunk_size=self.args.loss_chunk_size,
                     )
+                    return (output.loss.to(labels.device), *output[1:])
 
         # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
         return ObjectiveOutput(*trl_compat.run_inside_forward(model, unwrapped, forward, inputs))
@@ -274,6 +276,11 @@ def _refuse_unsupported(trainer: Any) -> None:
         raise ConfigError(
             "the student is a mixture of experts with a load-balancing loss, which distillation does not add yet; "
             "set router_aux_loss_coef: 0"
+        )
+    if trainer.args.loss_type == "dft" or trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        raise ConfigError(
+            "loss_type: dft, label_smoothing_factor and compute_loss_func are other losses than the objective; smooth "
+            "labels with losses: [{name: cross_entropy, label_smoothing: ...}], and write your own loss as a Loss"
         )
     if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
         raise ConfigError("prompt-learning adapters shift the student's positions; use LoRA or another weight adapter")

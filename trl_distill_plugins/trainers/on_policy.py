@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -75,7 +77,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
     def _with_completions(self: Any, batch: dict[str, Any], draw: float) -> dict[str, Any]:
         has_completion = (batch["labels"] != IGNORE_INDEX).any(dim=1)
         # All ranks must agree: sharded models generate together.
-        incomplete = self.accelerator.reduce((~has_completion).any().float(), "max").item() > 0
+        incomplete = self.accelerator.reduce((~has_completion).any().float(), "sum").item() > 0
         if incomplete or draw < self.lmbda:
             return self._rewrite(batch, *self._sample(self.model_wrapped, batch, ""))
         if self.seq_kd:
@@ -92,6 +94,9 @@ class OnPolicyDistillationMixin(DistillationMixin):
         with trl_compat.unwrap_model_for_generation(
             module, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
         ) as unwrapped:
+            if getattr(self.accelerator.state, "fsdp_plugin", None) is not None:
+                # A rank whose rows have all ended must go on calling forward, or the others wait for its shards.
+                unwrapped = SimpleNamespace(generate=partial(unwrapped.generate, synced_gpus=True))
             generated, attention, _ = self.generate_on_policy_outputs(unwrapped, inputs, self.generation_config)
         return generated[:, ids.shape[1] :], attention[:, ids.shape[1] :].bool()
 

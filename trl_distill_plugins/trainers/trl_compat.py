@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.import_utils import TRLExperimentalWarning
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.models.utils import _ForwardRedirection
@@ -32,12 +33,25 @@ __all__ = [
     "run_inside_forward",
     "unwrap_model_for_generation",
     "whole_head",
+    "whole_model",
 ]
 
 
 def run_inside_forward(wrapper: nn.Module, model: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
     """Call `function(*args)` as the forward of `model` inside `wrapper`, so that DDP, FSDP and DeepSpeed see it."""
     return _ForwardRedirection()(wrapper, model, function, *args)
+
+
+@contextmanager
+def whole_model(model: nn.Module | None) -> Iterator[None]:
+    """Gather the weights that ZeRO-3 partitioned when it loaded `model`, for the time of the context. Collective."""
+    if model is None or not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
 
 
 def causal_collator(pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

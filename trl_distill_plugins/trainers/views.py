@@ -17,6 +17,7 @@ from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
 from trl_distill_plugins.teachers.base import Generation, Teacher
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
+from trl_distill_plugins.trainers import trl_compat
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,13 @@ class ViewPreparation:
         self.student_completes = student_completes
 
     @staticmethod
-    def needed(args: Any, datasets: Iterable[Any]) -> bool:
+    def needed(args: Any, datasets: Iterable[Any], has_teacher: bool) -> bool:
         """Whether the rows want more than TRL's own preparation: templates, or completions they lack."""
         templates = (args.student_prompt_template, args.teacher_prompt_template, args.input_column)
         parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
-        return any(templates) or any(_lacks_completions(part, args.dataset_text_field) for part in parts if part)
+        return any(templates) or any(
+            _lacks_completions(part, args.dataset_text_field, has_teacher) for part in parts if part
+        )
 
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
         """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's.
@@ -112,25 +115,27 @@ class ViewPreparation:
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
         store = CompletionStore(Path(args.output_dir), ranks)
         teacher.move_to(accelerator.device)
-        return write_completions(
-            requests,
-            teacher,
-            self.tokenizer,
-            generation,
-            store,
-            batch_size=getattr(args, "generation_batch_size", args.per_device_eval_batch_size),
-            description=f"Teacher completions for {name}",
-        )
+        with trl_compat.whole_model(getattr(teacher, "model", None)):
+            return write_completions(
+                requests,
+                teacher,
+                self.tokenizer,
+                generation,
+                store,
+                batch_size=getattr(args, "generation_batch_size", args.per_device_eval_batch_size),
+                description=f"Teacher completions for {name}",
+            )
 
 
-def _lacks_completions(dataset: Any, text_field: str) -> bool:
+def _lacks_completions(dataset: Any, text_field: str, has_teacher: bool) -> bool:
     first = next(iter(dataset), None)
     if first is None or "input_ids" in first or text_field in first:
         return False
     if "completion" in first:
         return isinstance(dataset, Dataset) and dataset.data.column("completion").null_count > 0
     if any(column in first for column in CONVERSATION_COLUMNS):
-        return SourceRow(first, "row 1").completion() is None
+        # Without a teacher, a conversation that does not end with an answer is text to train on, as in TRL.
+        return has_teacher and SourceRow(first, "row 1").completion() is None
     return "prompt" in first or "input" in first
 
 
