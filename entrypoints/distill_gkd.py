@@ -2,7 +2,7 @@
 
 import sys
 
-from trl_distill_plugins.cli.worker import run
+from trl_distill_plugins.cli.worker import exit_with, run
 
 if __name__ == "__main__":
-    sys.exit(run(["--trainer", "gkd", *sys.argv[1:]]))
+    exit_with(run(["--trainer", "gkd", *sys.argv[1:]]))

@@ -23,4 +23,4 @@ if __name__ == "__main__":
     state = AcceleratorState()
     if (state.distributed_type.value, state.num_processes) != (os.environ["SHARDING"], 2):
         sys.exit(f"not sharded: {state.distributed_type.value} on {state.num_processes} processes")
-    sys.exit(code)
+    worker.exit_with(code)

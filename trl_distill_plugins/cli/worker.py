@@ -1,8 +1,10 @@
 """What `accelerate launch` starts on each device: the training run inside the guard, heavy imports included."""
 
 import logging
+import os
 import sys
 import warnings
+from typing import NoReturn
 
 from trl_distill_plugins.cli.guard import guarded
 from trl_distill_plugins.cli.launch import leave_process_group
@@ -36,5 +38,14 @@ def _leave_out_bars() -> None:
     disable_progress_bar()
 
 
+def exit_with(code: int) -> NoReturn:
+    """Exit; one of several processes without Python's tear-down, in which threads that gloo left may abort it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    exit_with(run(sys.argv[1:]))
