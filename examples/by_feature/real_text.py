@@ -16,6 +16,7 @@ import math
 import tempfile
 import time
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options.data, folder, int(share * TEST_ROWS))
         teacher, cost = run.fit(TEACHER, int(share * TEACHER_STEPS))
-        results = {"teacher": run.evaluate(teacher, teacher) | cost}
+        results = {"teacher": run.evaluate(deepcopy(teacher), teacher) | cost}
         for name, guide in (("student, cross-entropy", None), ("student, forward KL", teacher)):
             student, cost = run.fit(STUDENT, int(share * STUDENT_STEPS), guide)
             results[name] = run.evaluate(student, teacher) | cost
