@@ -95,9 +95,10 @@ class CompletionStore:
 
     def merge(self) -> None:
         """On rank 0, join all ranks' records into one file; a merge that was cut short is finished, not repeated."""
-        if self.ranks.index == 0:
+        others = self._parts()[1:]
+        if self.ranks.index == 0 and others:
             merged = {record["key"] for record in _records(self.path)}
-            for part in self._parts()[1:]:
+            for part in others:
                 self.append(record for record in _records(part) if record["key"] not in merged)
                 part.unlink()
 

@@ -111,10 +111,7 @@ def generate(model: Any, prompts: Sequence[list[int]], generation: Generation) -
     """Continue `prompts` (token ids) with `model.generate`, in one left-padded batch, order kept."""
     eos = _eos_ids(model)
     pad = eos[0] if eos else 0
-    width = max(map(len, prompts))
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    ids, mask = left_pad(prompts, pad, model.get_input_embeddings().weight.device)
     sampling = {"do_sample": True, "temperature": generation.temperature} if generation.temperature > 0 else {}
     config = GenerationConfig(
         max_new_tokens=generation.max_new_tokens,
@@ -125,7 +122,15 @@ def generate(model: Any, prompts: Sequence[list[int]], generation: Generation) -
     with torch.no_grad():
         # Ranks have batches of their own, so none may wait for the others at each token (ZeRO-3's default).
         sequences = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False)
-    return [_cut(row, eos) for row in sequences[:, width:].tolist()]
+    return [_cut(row, eos) for row in sequences[:, ids.shape[1] :].tolist()]
+
+
+def left_pad(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of `rows` to generate from, both `[B, T]`, padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
 
 
 def _eos_ids(model: Any) -> list[int]:

@@ -15,6 +15,7 @@ from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX
 from trl_distill_plugins.teachers.base import Teacher
+from trl_distill_plugins.teachers.local import left_pad
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.mixin import DistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
@@ -88,9 +89,8 @@ class OnPolicyDistillationMixin(DistillationMixin):
     def _sample(self: Any, module: nn.Module, batch: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor]:
         """Continue the prompts of the view `prefix`; return the completions and their mask, both `[B, C]`."""
         prompts = _prompts(batch, prefix)
-        ids, mask = _left_pad(prompts, self.processing_class.pad_token_id)
-        device = batch["input_ids"].device
-        inputs = {"prompts": ids.to(device), "prompt_attention_mask": mask.to(device)}
+        ids, mask = left_pad(prompts, self.processing_class.pad_token_id, batch["input_ids"].device)
+        inputs = {"prompts": ids, "prompt_attention_mask": mask}
         with trl_compat.unwrap_model_for_generation(
             module, self.accelerator, gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs
         ) as unwrapped:
@@ -133,10 +133,3 @@ def _prompts(batch: dict[str, Any], prefix: str) -> list[list[int]]:
     trained = labels != IGNORE_INDEX
     lengths = torch.where(trained.any(1), trained.int().argmax(1), mask.sum(1))
     return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
-
-
-def _left_pad(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask

@@ -105,11 +105,12 @@ class ViewPreparation:
         repeats: Counter[tuple[int, ...]] = Counter()
         requests = []
         for index in rows:
-            ids = builder.teacher_prompt_ids(dataset[index], f"{name}, row {index + 1}")
+            row = dataset[index]
+            ids = builder.teacher_prompt_ids(row, f"{name}, row {index + 1}")
             # Sampling gives equal prompts completions of their own; the most likely one is the same each time.
             repeat = repeats[tuple(ids)] if generation.temperature > 0 else 0
             repeats[tuple(ids)] += 1
-            shown = SourceRow(dataset[index], name, args.input_column).own_prompt()
+            shown = SourceRow(row, name, args.input_column).own_prompt()
             requests.append(make_request(ids, shown, who, generation, repeat))
         accelerator = self.accelerator
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
@@ -156,4 +157,5 @@ def _with_completions(dataset: Dataset, records: dict[int, dict[str, Any]], name
         texts = [[{"role": "assistant", "content": t}] if isinstance(t, str) else t for t in texts]
     base = dataset.remove_columns([c for c in ("completion", "completion_truncated") if c in dataset.column_names])
     full = base.add_column("completion", texts).add_column("completion_truncated", cut_off)
-    return full.select([i for i in range(len(dataset)) if i not in set(empty)])
+    left_out = set(empty)
+    return full.select([i for i in range(len(dataset)) if i not in left_out])

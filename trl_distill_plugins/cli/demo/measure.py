@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from trl_distill_plugins.prompts.views import IGNORE_INDEX
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100
 Item = TypeVar("Item")
 
 
@@ -55,11 +56,11 @@ class Prompted:
         with torch.inference_mode():
             # Rows are padded on the right: causal attention hides the padding from every token before it.
             logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        kept: torch.Tensor = logits[:, :-1][labels[:, 1:] != IGNORED]
+        kept: torch.Tensor = logits[:, :-1][labels[:, 1:] != IGNORE_INDEX]
         return kept.float().log_softmax(-1)
 
     def _rows(self, inputs: Sequence[str], completions: Sequence[str]) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return `[B, T]` ids of prompt + completion and their labels, `IGNORED` outside the completions."""
+        """Return `[B, T]` ids of prompt + completion and their labels, `IGNORE_INDEX` outside the completions."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
@@ -67,8 +68,8 @@ class Prompted:
         answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenizer(list(completions))["input_ids"]]
         pairs = list(zip(prompts, answers, strict=True))
         ids = [torch.tensor(prompt + answer) for prompt, answer in pairs]
-        labels = [torch.tensor([IGNORED] * len(prompt) + answer) for prompt, answer in pairs]
-        return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        labels = [torch.tensor([IGNORE_INDEX] * len(prompt) + answer) for prompt, answer in pairs]
+        return pad_sequence(ids, batch_first=True), pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
 
 
 def accuracy(answers: Sequence[str], right: Sequence[str]) -> float:

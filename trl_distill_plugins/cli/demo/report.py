@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trl_distill_plugins.cli.demo import files
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
@@ -41,9 +43,7 @@ class Report:
 
     def write_json(self, path: Path) -> None:
         """Write the report to `path`; it appears whole or not at all."""
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        files.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     def table(self) -> "Table":
         """Return the table for the terminal."""

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from trl_distill_plugins.cli.demo import files, world
 from trl_distill_plugins.cli.demo.task import Handbook, Ticket, build_tokenizer, sample_tickets
+from trl_distill_plugins.prompts.views import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-IGNORED = -100
 RECORD = "demo.json"
 
 
@@ -146,7 +146,7 @@ def _loss(
     ids, labels = _rows(tokenizer, handbooks, asked)
     mask = torch.ones(len(ids), prompts.shape[1] + ids.shape[1], dtype=torch.long)
     hidden = model.base_model(ids, attention_mask=mask, past_key_values=cache).last_hidden_state
-    trained = labels[:, 1:] != IGNORED
+    trained = labels[:, 1:] != IGNORE_INDEX
     logits = model.get_output_embeddings()(hidden[:, :-1][trained])
     return F.cross_entropy(logits, labels[:, 1:][trained])
 
@@ -163,5 +163,5 @@ def _rows(
     answers = tokenizer([book.answer(ticket.topic) + tokenizer.eos_token for ticket, book in pairs])["input_ids"]
     rows = list(zip(questions, answers, strict=True))
     ids = pad_sequence([torch.tensor(q + a) for q, a in rows], batch_first=True)
-    labels = [torch.tensor([IGNORED] * len(q) + a) for q, a in rows]
-    return ids, pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    labels = [torch.tensor([IGNORE_INDEX] * len(q) + a) for q, a in rows]
+    return ids, pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
