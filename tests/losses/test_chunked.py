@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_distill_plugins.losses import chunked
+from trl_distill_plugins.losses import tile_gradients
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.chunked import chunked_objective
 from trl_distill_plugins.losses.head import LMHead
@@ -30,8 +30,8 @@ OBJECTIVES = {
 def path(request, monkeypatch):
     """Both ways through a tile: the native kernel, which a machine with a compiler takes, and eager torch."""
     if request.param == "eager":
-        monkeypatch.setattr(chunked, "load_tile_kernel", lambda: None)
-    elif chunked.load_tile_kernel() is None:
+        monkeypatch.setattr(tile_gradients, "load_tile_kernel", lambda: None)
+    elif tile_gradients.load_tile_kernel() is None:
         pytest.skip("no C++ compiler on this machine, so there is no native kernel to test")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trl_distill_plugins import get_loss
 from trl_distill_plugins.errors import ConfigError, UnknownPluginError
-from trl_distill_plugins.losses.base import LogitsTile, TeacherTile
+from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile
 
 DIVERGENCES = {
     "forward_kl": {},

@@ -12,7 +12,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from trl_distill_plugins.cli.train import LAUNCH_OPTIONS, option_in, read_config
 from trl_distill_plugins.errors import ConfigError, DataError, DistillError, did_you_mean, load_failure
-from trl_distill_plugins.losses.base import check_range
+from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.prompts.files import is_data_file, load_rows, name_of
 from trl_distill_plugins.prompts.rows import SourceRow
 from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig

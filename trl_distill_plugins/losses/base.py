@@ -6,23 +6,29 @@ when the logits are fp64).
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError, did_you_mean
+from trl_distill_plugins.losses.checks import check_choice, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
+from trl_distill_plugins.losses.schedules import Schedule, parse_schedule
+from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, match_width
+
+if TYPE_CHECKING:
+    from trl_distill_plugins.losses.sparse import SparseSignal
 
 IGNORE_INDEX = -100
-LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
+
+TeacherForm = Literal["dense", "top_k", "sampled"]
 
 
 @dataclass(frozen=True)
-class DivergenceOptions:
-    """Options every divergence between student and teacher has.
+class TemperatureOptions:
+    """Options every comparison of student and teacher logits has.
 
     Args:
         temperature: T > 0. Both sets of logits are divided by it before the loss sees them.
@@ -37,69 +43,30 @@ class DivergenceOptions:
         check_range("temperature", self.temperature, above=0.0)
 
 
-def check_range(
-    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
-) -> None:
-    """Raise `ConfigError` unless `value` is a finite number with `above < value`, `at_least <= value <= at_most`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and above < value and at_least <= value <= at_most):
-        low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}" if at_least > -math.inf else ""
-        high = f"at most {at_most:g}" if at_most < math.inf else ""
-        raise ConfigError(f"{name} must be a number {' and '.join(filter(None, (low, high)))}, got {value!r}")
-
-
-def match_width(logits: Tensor, width: int) -> Tensor:
-    """Bring `[..., V_t]` to `[..., width]`: cut the columns beyond it, or add columns without mass (-inf)."""
-    return torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-math.inf)
-
-
-class TeacherTile:
-    """The teacher's view of one tile: dense logits `[n, V]`, already at the temperature the loss asked for."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-
-    def log_probs(self) -> Tensor:
-        """`log p`, `[n, V]`, at least -87.3, the log of the smallest normal fp32 number: `q log p` stays finite where
-        the teacher has no mass (logit -inf)."""
-        return self.logits.log_softmax(-1).clamp_min(LOG_TINY)
-
-    def probs(self) -> Tensor:
-        """`p`, `[n, V]`. Exactly zero for tokens the teacher cannot produce."""
-        return self.logits.softmax(-1)
-
-
-@dataclass
-class LogitsTile:
-    """What a loss sees: a tile of n trained tokens.
+@dataclass(frozen=True)
+class DivergenceOptions(TemperatureOptions):
+    """Options of a loss that needs no more of p and q than their probabilities.
 
     Args:
-        student: logits `[n, V]`, at the loss's temperature.
-        teacher: the teacher's view of the same positions, or None when the objective has no teacher.
-        labels: the token that follows each position, `[n]`.
+        tail: how a teacher that names only its top k is compared: "bucket" takes all other tokens as one, on both
+            sides; "renormalise" compares the two distributions among the k, which leaves the student's mass outside
+            them without a gradient.
     """
 
-    student: Tensor
-    teacher: TeacherTile | None
-    labels: Tensor
+    tail: Literal["bucket", "renormalise"] = "bucket"
 
-    def at_temperature(self, temperature: float) -> "LogitsTile":
-        """The same tile with both sets of logits divided by `temperature`."""
-        if temperature == 1.0:
-            return self
-        teacher = None if self.teacher is None else TeacherTile(self.teacher.logits / temperature)
-        return LogitsTile(self.student / temperature, teacher, self.labels)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("tail", self.tail, ("bucket", "renormalise"))
 
 
-class Loss:
-    """A per-token loss. Subclass it, name it, write `per_token`; register the class with `register_losses`.
-
-    Masking, token weights, normalisation, tiling, temperature and logging are the engine's work.
+class BaseLoss:
+    """What losses of every sort have in common: a name, options that may move with training, and perhaps a state.
 
     Class attributes:
         name: how configs, logs and `get_loss` call it.
-        Options: a frozen dataclass; its fields are the keyword arguments of the loss.
-        needs_teacher: whether the loss reads `tile.teacher`.
+        Options: a frozen dataclass; its fields are the keyword arguments of the loss. It checks their ranges itself.
+        needs_teacher: whether the loss looks at the teacher.
     """
 
     name: ClassVar[str]
@@ -107,7 +74,8 @@ class Loss:
     needs_teacher: ClassVar[bool] = True
 
     def __init__(self, **options: Any) -> None:
-        known = [field.name for field in dataclasses.fields(self.Options)]
+        fields = dataclasses.fields(self.Options)
+        known = [field.name for field in fields]
         for option in options:
             if option not in known:
                 hint = did_you_mean(option, known) or "."
@@ -115,9 +83,66 @@ class Loss:
                     f"loss {self.name!r} has no option {option!r}{hint} Options: {', '.join(known) or 'none'}"
                 )
         try:
-            self.options = self.Options(**options)
+            defaults = {f.name: f.default for f in fields if isinstance(f.default, Schedule)}
+            self._given = {name: parse_schedule(name, value) for name, value in {**defaults, **options}.items()}
+            for progress in sorted({at for schedule in self.schedules.values() for at in schedule.turns}):
+                self._options_at(progress)
+            self.options = self._options_at(0.0)
         except ConfigError as error:
             raise ConfigError(f"loss {self.name!r}: {error}") from None
+
+    def _options_at(self, progress: float) -> Any:
+        values = {k: v.at(progress) if isinstance(v, Schedule) else v for k, v in self._given.items()}
+        return self.Options(**values)
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The options that move with training."""
+        return {name: value for name, value in self._given.items() if isinstance(value, Schedule)}
+
+    def at(self, progress: float) -> Self:
+        """The loss as it is when the share `progress` of training, 0 to 1, is done: its scheduled options fixed."""
+        if not self.schedules:
+            return self
+        fixed = type(self)(**dataclasses.asdict(self._options_at(progress)))
+        fixed.load_state_dict(self.state_dict())
+        return fixed
+
+    def advance(self, value: float, progress: float) -> None:
+        """Move the state of the loss. Called after each optimizer step, with the same arguments on every rank.
+
+        Args:
+            value: the mean of the loss over the tokens of the step, all ranks and accumulation steps.
+            progress: the share of training that is done, 0 to 1.
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What `advance` moves, as plain numbers; it is saved with checkpoints and logged. Empty for most losses."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take over what `state_dict` returned."""
+
+
+class Loss(BaseLoss):
+    """A per-token loss. Subclass it, name it, write `per_token`; register the class with `register_losses`.
+
+    Masking, token weights, normalisation, tiling, temperature, sparse teachers and logging are the engine's work.
+    `trl_distill_plugins.testing.check_loss` checks what is declared here.
+
+    Class attributes:
+        teacher_forms: what the loss can work with. A loss of the two distributions alone takes "dense" and "top_k"
+            teachers; one that reads single logits or labels of the teacher takes "dense" ones only; one that is
+            linear in p, given log p, may add "sampled".
+        is_divergence: the loss is never negative, and zero where p = q.
+        is_nonnegative: the loss is never negative.
+        detaches: part of the value depends on the student and gets no gradient, on purpose.
+    """
+
+    teacher_forms: ClassVar[tuple[TeacherForm, ...]] = ("dense", "top_k")
+    is_divergence: ClassVar[bool] = False
+    is_nonnegative: ClassVar[bool] = False
+    detaches: ClassVar[bool] = False
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`, in nats, differentiable in `tile.student`."""
@@ -139,27 +164,39 @@ class Loss:
         return None
 
     def __call__(
-        self, student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: "Tensor | SparseSignal | None" = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each position, `[...]`, from logits `[..., V]`, differentiable by autograd.
 
         Args:
             student_logits: `[..., V]`.
-            teacher_logits: `[..., V_t]`; a vocabulary padded to another width is cut, or filled with no mass.
+            teacher_logits: `[..., V_t]`; a vocabulary padded to another width is cut, or filled with no mass. Or a
+                `SparseSignal` of as many positions.
             labels: `[...]`, the token after each position; positions labelled -100 count 0.
         """
+        from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
+
         if teacher_logits is None and self.needs_teacher:
             raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
         if labels is None and not self.needs_teacher:
             raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
         dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
-        student = student_logits.to(dtype)
-        teacher = (
-            None if teacher_logits is None else TeacherTile(match_width(teacher_logits.to(dtype), student.shape[-1]))
-        )
-        known = torch.zeros(student.shape[:-1], dtype=torch.long, device=student.device) if labels is None else labels
-        tile = LogitsTile(student, teacher, known.clamp_min(0))
-        return self.per_token(tile.at_temperature(self.temperature)).masked_fill(known == IGNORE_INDEX, 0) * self.scale
+        shape = student_logits.shape[:-1]
+        student = student_logits.to(dtype).flatten(0, -2)
+        known = (torch.zeros(shape, dtype=torch.long, device=student.device) if labels is None else labels).flatten()
+        tile = LogitsTile(student, None, known.clamp_min(0))
+        if isinstance(teacher_logits, SparseSignal):
+            check_signal(teacher_logits, [self], student.shape[-1])
+            view = merged_tile(tile, teacher_logits, self).tile
+        else:
+            if teacher_logits is not None:
+                wide = match_width(teacher_logits.to(dtype), student.shape[-1])
+                tile = dataclasses.replace(tile, teacher=TeacherTile(wide.flatten(0, -2)))
+            view = tile.at_temperature(self.temperature)
+        return (self.per_token(view).masked_fill(known == IGNORE_INDEX, 0) * self.scale).view(shape)
 
     @property
     def temperature(self) -> float:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl_distill_plugins.losses.base import LogitsTile, Loss, check_range
+from trl_distill_plugins.losses.base import Loss
+from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
+from trl_distill_plugins.losses.tiles import LogitsTile
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trl_distill_plugins.losses.base import DivergenceOptions, LogitsTile, Loss, TeacherTile, check_range
+from trl_distill_plugins.losses.base import DivergenceOptions, Loss
+from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
-
-
-def _teacher(tile: LogitsTile) -> TeacherTile:
-    if tile.teacher is None:
-        raise ValueError("this loss compares the student with a teacher, and the tile has none")
-    return tile.teacher
+from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of
 
 
 class ForwardKL(Loss):
@@ -23,12 +19,12 @@ class ForwardKL(Loss):
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""
-        teacher = _teacher(tile)
+        teacher = teacher_of(tile)
         return (teacher.probs() * (teacher.log_probs() - tile.student.log_softmax(-1))).sum(-1)
 
     def per_token_and_grad(self, tile: LogitsTile) -> tuple[Tensor, Tensor]:
         """The gradient by the student's logits is `q - p`."""
-        teacher = _teacher(tile)
+        teacher = teacher_of(tile)
         p, log_q = teacher.probs(), tile.student.log_softmax(-1)
         value = (p * (teacher.log_probs() - log_q)).sum(-1)
         return value, log_q.exp_().sub_(p)
@@ -49,13 +45,13 @@ class ReverseKL(Loss):
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""
         log_q = tile.student.log_softmax(-1)
-        return (log_q.exp() * (log_q - _teacher(tile).log_probs())).sum(-1)
+        return (log_q.exp() * (log_q - teacher_of(tile).log_probs())).sum(-1)
 
     def per_token_and_grad(self, tile: LogitsTile) -> tuple[Tensor, Tensor]:
         """The gradient by the student's logits is `q (log q - log p - KL(q || p))`."""
         log_q = tile.student.log_softmax(-1)
         q = log_q.exp()
-        gap = log_q.sub_(_teacher(tile).log_probs())
+        gap = log_q.sub_(teacher_of(tile).log_probs())
         value = (q * gap).sum(-1)
         return value, gap.sub_(value.unsqueeze(-1)).mul_(q)
 
@@ -99,7 +95,7 @@ class JSD(Loss):
         """Return the loss of each token, `[n]`."""
         if self._limit is not None:
             return self._limit.per_token(tile)
-        teacher, log_q = _teacher(tile), tile.student.log_softmax(-1)
+        teacher, log_q = teacher_of(tile), tile.student.log_softmax(-1)
         log_p, p = teacher.log_probs(), teacher.probs()
         log_m = self._log_mixture(log_p, log_q)
         to_p, to_q = (p * (log_p - log_m)).sum(-1), (log_q.exp() * (log_q - log_m)).sum(-1)
@@ -109,7 +105,7 @@ class JSD(Loss):
         """The gradient by the student's logits is `(1 - beta) q (log q - log M - KL(q || M))`."""
         if self._limit is not None:
             return self._limit.per_token_and_grad(tile)
-        teacher, log_q = _teacher(tile), tile.student.log_softmax(-1)
+        teacher, log_q = teacher_of(tile), tile.student.log_softmax(-1)
         log_p = teacher.log_probs()
         log_m = self._log_mixture(log_p, log_q)
         to_p = log_p.sub_(log_m).mul_(teacher.probs()).sum(-1)

@@ -8,7 +8,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torc
 from trl import SFTConfig
 
 from trl_distill_plugins.errors import ConfigError
-from trl_distill_plugins.losses.base import check_range
+from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.losses.chunked import DEFAULT_CHUNK_SIZE
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.templates import PromptTemplate

@@ -1,0 +1,145 @@
+"""A teacher that names a few tokens of each position, and the tile a loss sees then.
+
+The named tokens and, as one more class, all others are two distributions over k + 1 classes, p's and q's. A loss of two
+distributions takes them as it takes V classes. The student's logit of "all others" is the logsumexp of their logits,
+so that the softmax over the classes is the one over the vocabulary, summed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.losses.base import Loss, TeacherForm
+from trl_distill_plugins.losses.tiles import LogitsTile, SampledTeacherTile, TeacherTile
+
+# Stands for a logit of -inf: finite, so that 0 times it is 0.
+_NO_MASS = -1e30
+
+
+@dataclass(frozen=True)
+class SparseSignal:
+    """What a teacher says of N trained positions by naming tokens of its vocabulary.
+
+    Args:
+        ids: `[N, k]`, int64; the named tokens of a position are all different.
+        log_probs: `[N, k]`, the teacher's log p of them at T = 1, over its whole vocabulary, in nats; -inf where a
+            position names fewer than k.
+        weights: `[N, k]` for tokens that were drawn from the teacher (random sampling KD, 2503.16870): the share of
+            the draws each got, in which case `log_probs` may be `weights.log()` if the teacher's own are not known.
+            None for the k most likely tokens.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, rows: slice) -> "SparseSignal":
+        return SparseSignal(self.ids[rows], self.log_probs[rows], None if self.weights is None else self.weights[rows])
+
+    @property
+    def form(self) -> TeacherForm:
+        """How losses call such a teacher."""
+        return "top_k" if self.weights is None else "sampled"
+
+    def on(self, device: torch.device) -> "SparseSignal":
+        """The same signal on another device; itself where it is there already."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, ids=self.ids.to(device), log_probs=self.log_probs.to(device), weights=weights)
+
+
+def check_form(form: TeacherForm, losses: Iterable[Loss]) -> None:
+    """Raise `ConfigError` if one of `losses` cannot work with such a teacher."""
+    for loss in losses:
+        if not loss.needs_teacher:
+            continue
+        if form not in loss.teacher_forms:
+            kinds = " or ".join(loss.teacher_forms)
+            raise ConfigError(
+                f"loss {loss.name!r} needs a {kinds} teacher, and this one is {form}: it names only some tokens of "
+                "each position; take a teacher in memory, or a loss such as forward_kl"
+            )
+        if form == "sampled" and loss.temperature != 1.0:
+            raise ConfigError(
+                f"loss {loss.name!r} has temperature {loss.temperature:g}, and this teacher's tokens were sampled at "
+                "1; set temperature: 1"
+            )
+
+
+def check_signal(signal: SparseSignal, losses: Iterable[Loss], width: int) -> None:
+    """Raise `ConfigError` unless `signal` names tokens of a vocabulary of `width`, in a form all `losses` take."""
+    check_form(signal.form, losses)
+    n, k = signal.ids.shape
+    if k > width:
+        raise ConfigError(f"the teacher names {k} tokens a position, and the student's vocabulary has {width}")
+    if signal.log_probs.shape != (n, k) or (signal.weights is not None and signal.weights.shape != (n, k)):
+        raise ConfigError(f"the teacher's ids are {[n, k]}, its log_probs {list(signal.log_probs.shape)}")
+    named = signal.ids[signal.log_probs > -torch.inf]
+    if len(named) and not (named.min() >= 0 and named.max() < width):
+        raise ConfigError(
+            f"the teacher names tokens {named.min().item()} to {named.max().item()}, and the student's vocabulary has "
+            f"{width}: they do not share a tokenizer"
+        )
+
+
+@dataclass
+class MergedTile:
+    """A tile over the classes of a sparse teacher, and the way back to the vocabulary.
+
+    Args:
+        tile: what the loss sees, `[n, k + 1]`, or `[n, k]` without a class of all others.
+        unnamed: the student's logits at the loss's temperature, -inf where the teacher named the token, `[n, V]`.
+        rest: their logsumexp, `[n, 1]`; None without a class of all others.
+        ids: the class of a column is this token, `[n, k]`.
+    """
+
+    tile: LogitsTile
+    unnamed: Tensor
+    rest: Tensor | None
+    ids: Tensor
+
+    def spread(self, gradient: Tensor) -> Tensor:
+        """Turn the gradient by the classes' logits into the one by the student's, `[n, V]`. Call it once."""
+        named = gradient[:, : self.ids.shape[1]]
+        if self.rest is None:
+            return torch.zeros_like(self.unnamed).scatter_add_(1, self.ids, named)
+        spread = self.unnamed.sub_(self.rest).exp_().mul_(gradient[:, -1:])
+        return spread.scatter_add_(1, self.ids, named)
+
+
+def merged_tile(tile: LogitsTile, signal: SparseSignal, loss: Loss | None = None) -> MergedTile:
+    """The tile over the classes of `signal`, at the temperature and with the tail that the options of `loss` ask for,
+    differentiable in `tile.student`."""
+    temperature = 1.0 if loss is None else loss.temperature
+    bucket = loss is None or getattr(loss.options, "tail", "bucket") == "bucket"
+    student = tile.student if temperature == 1.0 else tile.student / temperature
+    width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
+    named = log_probs > -torch.inf
+    ids = torch.where(named, signal.ids, signal.ids[:, :1])  # a column too many repeats a token, and has no mass
+    unnamed = student.scatter(1, ids, -torch.inf)
+    classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
+    rest = None
+    if bucket and not (ids.shape[1] == width and bool(named.all())):
+        rest = unnamed.logsumexp(-1, keepdim=True)
+        classes = torch.cat([classes, rest], -1)
+        teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
+    view = TeacherTile(teacher)
+    if signal.weights is not None:
+        drawn = torch.nn.functional.pad(signal.weights.to(student.dtype), (0, classes.shape[1] - ids.shape[1]))
+        view = SampledTeacherTile(teacher, drawn)
+    return MergedTile(replace(tile, student=classes, teacher=view), unnamed, rest, ids)
+
+
+def _tail(log_probs: Tensor, outside: Tensor, temperature: float) -> Tensor:
+    """Log of the teacher's mass outside its named tokens, `[n, 1]`, taken as even over the `outside` tokens there.
+
+    Of m tokens of mass tail / m each, `m (tail / m)^(1/T)` remains at temperature T, before normalisation.
+    """
+    inside = log_probs.logsumexp(-1, keepdim=True).clamp_max(-torch.finfo(log_probs.dtype).tiny)
+    tail = torch.log(-torch.expm1(inside))
+    return tail / temperature + (1 - 1 / temperature) * outside.to(tail.dtype).clamp_min(1).log()

@@ -1,0 +1,156 @@
+"""One tile after the other: project it to logits, take the objective's values, statistics and gradient from them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_tile_kernel
+from trl_distill_plugins.losses.kernels.terms import KernelTerm
+from trl_distill_plugins.losses.objective import Objective, Term
+from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
+from trl_distill_plugins.losses.sparse import MergedTile, SparseSignal, merged_tile
+from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
+from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile
+
+# Eager torch on a CPU works on so many logits at a time: its intermediate results then stay in the second-level cache.
+_SLAB_LOGITS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `chunked_objective` was asked for."""
+
+    objective: Objective
+    head: LMHead
+    labels: Tensor
+    teacher: DenseSignal | SparseSignal | None
+    weights: Tensor
+    on_policy: Tensor | None
+    normalizer: Tensor | float
+    chunk_size: int
+    grad_enabled: bool
+    divides_late: bool  # fp16 gradients are divided in backward, once the loss scaler has enlarged them: they underflow
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype products run in: autocast's, or the hidden states' own."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+class Tiles:
+    """Projects and differentiates one tile after the other in buffers allocated once."""
+
+    def __init__(self, job: Job, hidden: Tensor, weight: Tensor, bias: Tensor | None, want_gradient: bool) -> None:
+        dtype = compute_dtype(hidden)
+        self.job, self.want_gradient = job, want_gradient
+        self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        rows = min(job.chunk_size, max(1, hidden.shape[0]))
+        self._student = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(self.hidden))
+        self._teacher = None
+        if isinstance(job.teacher, DenseSignal):
+            self._teacher = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(job.teacher.hidden))
+        value_dtype = at_least_float32(dtype)
+        self.values = hidden.new_empty(len(job.objective.terms), hidden.shape[0], dtype=value_dtype)
+        self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
+        self.token_scale = (job.weights / (1.0 if job.divides_late else job.normalizer)).to(value_dtype)
+        self._kernel, self._kernel_terms = _kernel_for(job, self._student, self._teacher)
+
+    def run(self, start: int) -> tuple[Tensor, Tensor]:
+        """Fill values and statistics of the tile at `start`; return its hidden states and gradient by raw logits."""
+        end = min(start + self.job.chunk_size, self.hidden.shape[0])
+        hidden, raw = self.hidden[start:end], self._student[: end - start]
+        project(hidden, self.weight, self.bias, raw)
+        teacher_raw = None
+        if isinstance(self.job.teacher, DenseSignal) and self._teacher is not None:
+            teacher_raw = self.job.teacher.write_raw_logits(start, end, self._teacher[: end - start])
+        if self._kernel is None:
+            self._eager(start, raw, teacher_raw)
+        else:
+            self._native(slice(start, end), raw, teacher_raw)
+        return hidden, raw.to(hidden.dtype)
+
+    def totals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the terms and the statistics, summed over all tiles."""
+        objective, weights = self.job.objective, self.job.weights.to(self.values.dtype)
+        scales = self.values.new_tensor([term.loss.scale for term in objective.terms])
+        shares = self.values.new_tensor([term.weight for term in objective.terms])
+        terms = (self.values @ weights) * scales
+        return terms @ shares / self.job.normalizer, terms, self.statistics.sum(0)
+
+    def _native(self, tokens: slice, raw: Tensor, teacher_raw: Tensor | None) -> None:
+        assert self._kernel is not None
+        head, teacher_head = self.job.head, _teacher_head(self.job)
+        self._kernel(
+            raw,
+            teacher_raw,
+            self.job.labels[tokens],
+            self.token_scale[tokens],
+            self._kernel_terms,
+            self.values[:, tokens],
+            self.statistics[tokens],
+            student_shape=HeadShape(head.scale, head.softcap),
+            teacher_shape=HeadShape(teacher_head.scale, teacher_head.softcap),
+            want_gradient=self.want_gradient,
+        )
+
+    def _eager(self, start: int, raw: Tensor, teacher_raw: Tensor | None) -> None:
+        slab = len(raw) if raw.device.type != "cpu" else max(1, _SLAB_LOGITS // raw.shape[1])
+        for first in range(0, len(raw), slab):
+            rows = slice(first, first + slab)
+            tokens = slice(start + first, start + min(first + slab, len(raw)))
+            self._eager_rows(tokens, raw[rows], None if teacher_raw is None else teacher_raw[rows])
+
+    def _eager_rows(self, tokens: slice, raw: Tensor, teacher_raw: Tensor | None) -> None:
+        job, dtype, head = self.job, self.values.dtype, self.job.head
+        teacher = None
+        if teacher_raw is not None:
+            teacher = TeacherTile(_teacher_head(job).shape_logits(teacher_raw.to(dtype)))
+        on_policy = None if job.on_policy is None else job.on_policy[tokens]
+        tile = LogitsTile(head.shape_logits(raw.to(dtype)), teacher, job.labels[tokens], on_policy)
+        signal = job.teacher[tokens] if isinstance(job.teacher, SparseSignal) else None
+        self.statistics[tokens] = tile_statistics(tile, None if signal is None else merged_tile(tile, signal))
+        total: Tensor | None = None
+        for row, term in zip(self.values, job.objective.terms, strict=True):
+            row[tokens], gradient = self._evaluate(term, tile, signal)
+            if gradient is not None:
+                factor = term.weight * term.loss.scale / term.loss.temperature
+                total = gradient.mul_(factor) if total is None else total.add_(gradient, alpha=factor)
+        if total is not None:
+            raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
+
+    def _evaluate(self, term: Term, tile: LogitsTile, signal: SparseSignal | None) -> tuple[Tensor, Tensor | None]:
+        """Values of a term and its gradient by the student's logits at the term's temperature."""
+        merged: MergedTile | None = None
+        if signal is not None and term.loss.needs_teacher:
+            merged = merged_tile(tile, signal, term.loss)
+            view = merged.tile
+        else:
+            view = tile.at_temperature(term.loss.temperature)
+        if not self.want_gradient:
+            return term.loss.per_token(view), None
+        values, gradient = term.loss.per_token_and_grad(view)
+        return values, gradient if merged is None else merged.spread(gradient)
+
+
+def _teacher_head(job: Job) -> LMHead:
+    return job.teacher.head if isinstance(job.teacher, DenseSignal) else job.head
+
+
+def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> tuple[TileKernel | None, list[KernelTerm]]:
+    """The native kernel and its terms, if it knows every loss of the objective and the dtypes at hand."""
+    terms = [term.loss.kernel_term(term.weight * term.loss.scale) for term in job.objective.terms]
+    dtypes = {student.dtype} if teacher is None else {student.dtype, teacher.dtype}
+    known = [term for term in terms if term is not None]
+    is_sparse = isinstance(job.teacher, SparseSignal)
+    if is_sparse or student.device.type != "cpu" or not dtypes <= {torch.float32, torch.bfloat16}:
+        return None, []
+    return (None, []) if len(known) < len(terms) else (load_tile_kernel(), known)
