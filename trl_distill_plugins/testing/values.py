@@ -1,0 +1,86 @@
+"""Properties of the values: their form, their sign, and that they are finite."""
+
+import torch
+from torch import Tensor
+
+from trl_distill_plugins.losses.base import Loss
+from trl_distill_plugins.losses.tiles import LogitsTile
+from trl_distill_plugins.testing.cases import all_cases, equal_cases, mild_cases, ordinary
+from trl_distill_plugins.testing.evaluation import by_autograd, by_method, values_of
+from trl_distill_plugins.testing.reports import expect, expect_close, expect_finite, expect_not_negative, in_case
+
+DTYPES = (torch.float32, torch.float64)
+_ROUNDING = 1e-9
+
+
+def check_output(loss: Loss) -> None:
+    """Both methods return tensors of the promised shape, in the dtype of the logits."""
+    for dtype in DTYPES:
+        case = ordinary().to(dtype)
+        n, width = case.student.shape
+        with in_case(f"{case.name} in {dtype}"), torch.no_grad():
+            _expect_form("per_token", loss.per_token(case.tile(loss)), (n,), dtype)
+            values, gradient = loss.per_token_and_grad(case.tile(loss))
+            _expect_form("the values of per_token_and_grad", values, (n,), dtype)
+            _expect_form("the gradient of per_token_and_grad", gradient, (n, width), dtype)
+
+
+def _expect_form(what: str, got: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    expect(isinstance(got, Tensor), f"{what}: got {type(got).__name__}, expected a tensor")
+    expect(got.shape == shape, f"{what}: got shape {list(got.shape)}, expected {list(shape)}")
+    expect(got.dtype == dtype, f"{what}: got {got.dtype}, expected the logits' {dtype}")
+
+
+def check_inputs(loss: Loss) -> None:
+    """The tile is as it was afterwards: other losses of the objective read it too."""
+    for method in (loss.per_token, loss.per_token_and_grad):
+        case = ordinary()
+        tile = case.tile(loss)
+        before = [part.clone() for part in _parts(tile)]
+        with in_case(f"{case.name}, {method.__name__}"), torch.no_grad():
+            method(tile)
+            names = ("tile.student", "tile.labels", "tile.teacher.logits")
+            for name, part, original in zip(names, _parts(tile), before, strict=False):
+                expect_close(f"{name}, got after the call, expected as before", part, original, 0.0)
+
+
+def _parts(tile: LogitsTile) -> list[Tensor]:
+    return [tile.student, tile.labels] + ([] if tile.teacher is None else [tile.teacher.logits])
+
+
+def check_finite(loss: Loss) -> None:
+    """Neither method gives NaN or infinity, whatever the logits."""
+    for dtype in DTYPES:
+        for case in all_cases():
+            with in_case(f"{case.name} in {dtype}"):
+                for how, evaluate in (("by autograd of per_token", by_autograd), ("by per_token_and_grad", by_method)):
+                    values, gradient = evaluate(loss, case.to(dtype))
+                    expect_finite(f"the value {how}", values)
+                    expect_finite(f"the gradient {how}", gradient)
+
+
+def check_precision(loss: Loss) -> None:
+    """fp32 logits give what fp64 ones give, as far as fp32 can."""
+    for case in mild_cases():
+        with in_case(case.name):
+            single = case.to(torch.float32)
+            values, gradient = by_autograd(loss, single)
+            exact_values, exact_gradient = by_autograd(loss, single.to(torch.float64))
+            expect_close("the value, got in fp32, expected in fp64", values, exact_values, 1e-4)
+            if case.is_smooth:
+                expect_close("the gradient, got in fp32, expected in fp64", gradient, exact_gradient, 1e-4)
+
+
+def check_sign(loss: Loss) -> None:
+    """The loss is never negative."""
+    for case in all_cases() + equal_cases():
+        with in_case(case.name):
+            expect_not_negative("the value", values_of(loss, case), _ROUNDING * loss.scale)
+
+
+def check_zero(loss: Loss) -> None:
+    """The loss is zero where p = q."""
+    for case in equal_cases():
+        with in_case(case.name):
+            values = values_of(loss, case)
+            expect_close("the value, got, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
