@@ -131,6 +131,7 @@ class Loss(BaseLoss):
     `trl_distill_plugins.testing.check_loss` checks what is declared here.
 
     Class attributes:
+        needs_labels: whether the loss reads `tile.labels`.
         teacher_forms: what the loss can work with. A loss of the two distributions alone takes "dense" and "top_k"
             teachers; one that reads single logits or labels of the teacher takes "dense" ones only; one that is
             linear in p, given log p, may add "sampled".
@@ -139,6 +140,7 @@ class Loss(BaseLoss):
         detaches: part of the value depends on the student and gets no gradient, on purpose.
     """
 
+    needs_labels: ClassVar[bool] = False
     teacher_forms: ClassVar[tuple[TeacherForm, ...]] = ("dense", "top_k")
     is_divergence: ClassVar[bool] = False
     is_nonnegative: ClassVar[bool] = False
@@ -181,7 +183,7 @@ class Loss(BaseLoss):
 
         if teacher_logits is None and self.needs_teacher:
             raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
-        if labels is None and not self.needs_teacher:
+        if labels is None and self.needs_labels:
             raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
         dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
         shape = student_logits.shape[:-1]
@@ -190,7 +192,7 @@ class Loss(BaseLoss):
         tile = LogitsTile(student, None, known.clamp_min(0))
         if isinstance(teacher_logits, SparseSignal):
             check_signal(teacher_logits, [self], student.shape[-1])
-            view = merged_tile(tile, teacher_logits, self).tile
+            view = merged_tile(tile, teacher_logits, self).tile if self.needs_teacher else tile
         else:
             if teacher_logits is not None:
                 wide = match_width(teacher_logits.to(dtype), student.shape[-1])

@@ -31,6 +31,8 @@ class CrossEntropy(Loss):
     name = "cross_entropy"
     Options = CrossEntropyOptions
     needs_teacher = False
+    needs_labels = True
+    is_nonnegative = True
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""

@@ -12,10 +12,19 @@ from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of
 
 
+def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """`log(share a + (1 - share) b)`, `[n, V]`, for a share of 0 to 1."""
+    if share in (0.0, 1.0):
+        return log_a if share else log_b
+    return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
+
+
 class ForwardKL(Loss):
     """`KL(p || q) = sum_v p_v (log p_v - log q_v)`: the student covers all the teacher does (Hinton, 1503.02531)."""
 
     name = "forward_kl"
+    teacher_forms = ("dense", "top_k", "sampled")
+    is_divergence = True
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""
@@ -41,6 +50,7 @@ class ReverseKL(Loss):
     """
 
     name = "reverse_kl"
+    is_divergence = True
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""
@@ -84,6 +94,7 @@ class JSD(Loss):
 
     name = "jsd"
     Options = JSDOptions
+    is_divergence = True
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
@@ -97,7 +108,7 @@ class JSD(Loss):
             return self._limit.per_token(tile)
         teacher, log_q = teacher_of(tile), tile.student.log_softmax(-1)
         log_p, p = teacher.log_probs(), teacher.probs()
-        log_m = self._log_mixture(log_p, log_q)
+        log_m = log_mixture(log_p, log_q, self.beta)
         to_p, to_q = (p * (log_p - log_m)).sum(-1), (log_q.exp() * (log_q - log_m)).sum(-1)
         return self.beta * to_p + (1 - self.beta) * to_q
 
@@ -107,16 +118,13 @@ class JSD(Loss):
             return self._limit.per_token_and_grad(tile)
         teacher, log_q = teacher_of(tile), tile.student.log_softmax(-1)
         log_p = teacher.log_probs()
-        log_m = self._log_mixture(log_p, log_q)
+        log_m = log_mixture(log_p, log_q, self.beta)
         to_p = log_p.sub_(log_m).mul_(teacher.probs()).sum(-1)
         q = log_q.exp()
         gap = log_q.sub_(log_m)
         to_q = (q * gap).sum(-1)
         gradient = gap.sub_(to_q.unsqueeze(-1)).mul_(q).mul_(1 - self.beta)
         return self.beta * to_p + (1 - self.beta) * to_q, gradient
-
-    def _log_mixture(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return torch.logaddexp(log_p + math.log(self.beta), log_q + math.log1p(-self.beta))
 
     def kernel_term(self, weight: float) -> KernelTerm:
         """How the native tile kernel knows this loss."""

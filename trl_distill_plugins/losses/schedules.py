@@ -57,14 +57,14 @@ class Steps:
     boundaries: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for value in self.values:
-            check_range("values", value)
-        for before, boundary in zip((0.0, *self.boundaries), self.boundaries, strict=False):
-            check_range("at", boundary, above=before, at_most=1.0)
         if len(self.values) != len(self.boundaries) + 1:
             raise ConfigError(
                 f"values must be one more than at, got {len(self.values)} values and {len(self.boundaries)} steps"
             )
+        for value in self.values:
+            check_range("values", value)
+        for before, boundary in zip((0.0, *self.boundaries), self.boundaries, strict=False):
+            check_range("at", boundary, above=before, at_most=1.0)
 
     def at(self, progress: float) -> float:
         """The value at `progress`."""
@@ -99,8 +99,10 @@ def parse_schedule(name: str, value: Any) -> Any:
             f"{name}: a {kind} schedule takes {', '.join(_KEYS[kind])}; got {', '.join(fields) or 'none'}"
         )
     try:
-        if kind == "step":
-            return Steps(tuple(fields["values"]), tuple(fields["at"]))
-        return Ramp(**fields, shape=kind)
-    except (ConfigError, TypeError) as error:
+        if kind != "step":
+            return Ramp(**fields, shape=kind)
+        if not all(isinstance(value, list | tuple) for value in fields.values()):
+            raise ConfigError("values and at are lists of numbers")
+        return Steps(tuple(fields["values"]), tuple(fields["at"]))
+    except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None

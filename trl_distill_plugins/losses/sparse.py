@@ -140,6 +140,6 @@ def _tail(log_probs: Tensor, outside: Tensor, temperature: float) -> Tensor:
 
     Of m tokens of mass tail / m each, `m (tail / m)^(1/T)` remains at temperature T, before normalisation.
     """
-    inside = log_probs.logsumexp(-1, keepdim=True).clamp_max(-torch.finfo(log_probs.dtype).tiny)
-    tail = torch.log(-torch.expm1(inside))
-    return tail / temperature + (1 - 1 / temperature) * outside.to(tail.dtype).clamp_min(1).log()
+    inside = log_probs.double().logsumexp(-1, keepdim=True).clamp_max(-torch.finfo(torch.float32).tiny)
+    tail = torch.log(-torch.expm1(inside))  # in fp64: little may be left of 1
+    return (tail / temperature + (1 - 1 / temperature) * outside.clamp_min(1).log()).to(log_probs.dtype)
