@@ -204,6 +204,7 @@ DRAWS = SparseSignal(SIGNAL.ids, SIGNAL.log_probs, torch.tensor([[0.5, 0.5]]))
         ("universal_logit", SIGNAL, "loss 'universal_logit' needs a dense teacher"),
         ("jsd", DRAWS, "loss 'jsd' needs a dense or top_k teacher, and this one is sampled"),
         ({"name": "forward_kl", "temperature": 2}, DRAWS, "loss 'forward_kl' has temperature 2"),
+        ({"name": "forward_kl", "tail": "renormalise"}, DRAWS, "loss 'forward_kl' has tail 'renormalise'"),
         (
             "forward_kl",
             SparseSignal(torch.zeros(1, 9, dtype=torch.long), torch.zeros(1, 9)),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError
@@ -56,9 +57,13 @@ class AlphaBeta(Loss):
         small = log_q < LOG_TINY
         log_q = log_q.clamp_min_(LOG_TINY)
         value = self._terms(log_p, log_q).sum(-1)
-        powered, gap = (a * log_p + b * log_q).exp_(), log_q.sub_(log_p)  # p^a q^b and log (q / p)
-        weighted = (gap if a == 0 else gap.mul_(a).expm1_().div_(a)).mul_(powered).masked_fill_(small, 0)
-        return value, through_softmax(q, weighted)
+        powered, gap = a * log_p + b * log_q, log_q.sub_(log_p)  # log (p^a q^b) and log (q / p)
+        if a == 0:
+            weighted = gap.mul_(powered.exp_())
+        else:  # the larger of the two powers is taken out: (q / p)^a alone can overflow
+            rise = gap.mul_(a)
+            weighted = powered.add_(rise.clamp_min(0)).exp_().mul_(rise.sign() / a).mul_(-torch.expm1(-rise.abs()))
+        return value, through_softmax(q, weighted.masked_fill_(small, 0))
 
     def _terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         a, b = self.options.alpha, self.options.beta

@@ -46,6 +46,7 @@ class DecoupledKD(Loss):
         student, teacher, label = tile.student, teacher_of(tile).logits, tile.labels.unsqueeze(-1)
         log_b_q, others_q = _binary(student, label)
         log_b_p, others_p = _binary(teacher, label)
+        log_b_p = log_b_p.clamp_min(LOG_TINY)
         has_others = log_b_p[:, 1] > LOG_TINY
         target = (log_b_p.exp() * (log_b_p - log_b_q)).sum(-1)
         p = torch.where(has_others.unsqueeze(-1), others_p, 0.0).softmax(-1)
@@ -59,6 +60,7 @@ class DecoupledKD(Loss):
         alpha, beta, label = self.options.alpha, self.options.beta, tile.labels.unsqueeze(-1)
         log_b_q, others_q = _binary(tile.student, label)
         log_b_p, others_p = _binary(teacher_of(tile).logits, label)
+        log_b_p = log_b_p.clamp_min_(LOG_TINY)
         has_others = (log_b_p[:, 1:] > LOG_TINY).to(others_q.dtype)
         value = alpha * (log_b_p.exp() * (log_b_p - log_b_q)).sum(-1)
         log_q = others_q.log_softmax(-1)
@@ -72,8 +74,7 @@ class DecoupledKD(Loss):
 
 
 def _binary(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of label and not label, `[n, 2]`, at least -87.3; and the logits `[n, V]` with the label's at
-    -inf."""
+    """Log-probabilities of label and not label, `[n, 2]`; and the logits `[n, V]` with the label's at -inf."""
     others = logits.scatter(-1, label, -torch.inf)
     both = torch.cat([logits.gather(-1, label), others.logsumexp(-1, keepdim=True)], -1)
-    return both.log_softmax(-1).clamp_min(LOG_TINY), others
+    return both.log_softmax(-1), others

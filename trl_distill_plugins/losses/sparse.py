@@ -69,6 +69,11 @@ def check_form(form: TeacherForm, losses: Iterable[Loss]) -> None:
                 f"loss {loss.name!r} has temperature {loss.temperature:g}, and this teacher's tokens were sampled at "
                 "1; set temperature: 1"
             )
+        if form == "sampled" and getattr(loss.options, "tail", "bucket") != "bucket":
+            raise ConfigError(
+                f"loss {loss.name!r} has tail {loss.options.tail!r}, and this teacher's tokens were sampled: among "
+                "themselves they are no estimate of p; set tail: bucket"
+            )
 
 
 def check_signal(signal: SparseSignal, losses: Iterable[Loss], width: int) -> None:
@@ -142,4 +147,4 @@ def _tail(log_probs: Tensor, outside: Tensor, temperature: float) -> Tensor:
     """
     inside = log_probs.double().logsumexp(-1, keepdim=True).clamp_max(-torch.finfo(torch.float32).tiny)
     tail = torch.log(-torch.expm1(inside))  # in fp64: little may be left of 1
-    return (tail / temperature + (1 - 1 / temperature) * outside.clamp_min(1).log()).to(log_probs.dtype)
+    return (tail / temperature + (1 - 1 / temperature) * outside.clamp_min(1).double().log()).to(log_probs.dtype)
