@@ -10,6 +10,7 @@ from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, match_width
 
 TOKENS, VOCABULARY = 6, 11
+DTYPES = (torch.float32, torch.float64)
 _SURE = 40.0  # the gap of logits of a distribution that has nearly all its mass on one token
 _EXTREME = 1e4
 

@@ -27,6 +27,10 @@ def _has_derivative(loss: Loss) -> str:
     return "detaches = True: part of the value gets no gradient, on purpose" if loss.detaches else ""
 
 
+def _ignores_labels(loss: Loss) -> str:
+    return "the loss declares needs_labels" if loss.needs_labels else ""
+
+
 def _is_divergence(loss: Loss) -> str:
     return "" if loss.is_divergence else "is_divergence is not declared"
 
@@ -81,6 +85,7 @@ MEANING = (
     Property("chunking", tokens.check_chunking),
     Property("order", tokens.check_order),
     Property("masking", tokens.check_masking),
+    Property("labels", values.check_labels, _ignores_labels),
     Property("non-negative", values.check_sign, _is_nonnegative),
     Property("zero at p = q", values.check_zero, _is_divergence),
     Property("top_k", sparse.check_top_k, _takes("top_k")),

@@ -46,7 +46,8 @@ def expect_close(what: str, got: Tensor, expected: Tensor, tolerance: float) -> 
     if not bool((difference <= allowed).all()):
         at = worst(difference)
         lines = [
-            f"{what}: the largest difference is {difference[at].item():.6g} at {list(at)}, allowed {allowed:.1e}",
+            what,
+            f"largest difference {difference[at].item():.6g}{f' at {list(at)}' if at else ''}, allowed {allowed:.1g}",
             f"got      {shown(got, at)}",
             f"expected {shown(expected, at)}",
         ]

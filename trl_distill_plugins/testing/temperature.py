@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.testing.cases import generic_cases
-from trl_distill_plugins.testing.evaluation import by_autograd, by_call, by_engine
+from trl_distill_plugins.testing.evaluation import by_autograd, by_call
 from trl_distill_plugins.testing.reports import expect_close, in_case
 from trl_distill_plugins.testing.variants import has_option, variant
 
@@ -31,8 +31,6 @@ def _check_one(plain: Loss, other: Loss, temperature: float, factor: float) -> N
             values, gradient = by_autograd(other, case)
             expect_close(f"the value, {what}", values, expected_values, _EXACT)
             expect_close(f"the gradient, {what}", gradient, expected, _EXACT)
-            _, gradient = by_engine(other, case, 4)
-            expect_close(f"the engine's gradient, {what}", gradient, expected, _EXACT)
             if case.on_policy is None:
                 values, _ = by_call(other, case)
                 expect_close(f"the value of loss(student, teacher, labels), {what}", values, expected_values, _EXACT)

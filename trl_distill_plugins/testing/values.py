@@ -1,15 +1,16 @@
 """Properties of the values: their form, their sign, and that they are finite."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.tiles import LogitsTile
-from trl_distill_plugins.testing.cases import all_cases, equal_cases, mild_cases, ordinary
-from trl_distill_plugins.testing.evaluation import by_autograd, by_method, values_of
+from trl_distill_plugins.testing.cases import DTYPES, VOCABULARY, all_cases, equal_cases, mild_cases, ordinary
+from trl_distill_plugins.testing.evaluation import by_autograd, tile_by_autograd, tile_by_method, values_of
 from trl_distill_plugins.testing.reports import expect, expect_close, expect_finite, expect_not_negative, in_case
 
-DTYPES = (torch.float32, torch.float64)
 _ROUNDING = 1e-9
 
 
@@ -53,10 +54,15 @@ def check_finite(loss: Loss) -> None:
     for dtype in DTYPES:
         for case in all_cases():
             with in_case(f"{case.name} in {dtype}"):
-                for how, evaluate in (("by autograd of per_token", by_autograd), ("by per_token_and_grad", by_method)):
-                    values, gradient = evaluate(loss, case.to(dtype))
-                    expect_finite(f"the value {how}", values)
-                    expect_finite(f"the gradient {how}", gradient)
+                expect_finite_numbers(loss, case.to(dtype).tile(loss))
+
+
+def expect_finite_numbers(loss: Loss, tile: LogitsTile) -> None:
+    """Raise a `ContractError` unless both methods give finite numbers on the tile."""
+    for how, evaluate in (("of per_token by autograd", tile_by_autograd), ("of per_token_and_grad", tile_by_method)):
+        values, gradient = evaluate(loss, tile)
+        expect_finite(f"the value {how}", values)
+        expect_finite(f"the gradient {how}", gradient)
 
 
 def check_precision(loss: Loss) -> None:
@@ -69,6 +75,15 @@ def check_precision(loss: Loss) -> None:
             expect_close("the value, got in fp32, expected in fp64", values, exact_values, 1e-4)
             if case.is_smooth:
                 expect_close("the gradient, got in fp32, expected in fp64", gradient, exact_gradient, 1e-4)
+
+
+def check_labels(loss: Loss) -> None:
+    """The loss is the same whatever the labels, as it does not declare `needs_labels`."""
+    for case in mild_cases():
+        with in_case(f"{case.name}, other labels"):
+            other = replace(case, labels=(case.labels + 1) % VOCABULARY)
+            values, expected = values_of(loss, other), values_of(loss, case)
+            expect_close("the value, got with other labels, expected as before", values, expected, _ROUNDING)
 
 
 def check_sign(loss: Loss) -> None:
