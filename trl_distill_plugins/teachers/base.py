@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from trl_distill_plugins.losses.base import TeacherForm
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.tiles import TeacherForm
 
 
 @dataclass(frozen=True)
