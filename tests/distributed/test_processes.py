@@ -47,3 +47,15 @@ def test_gkd_has_one_curve_and_divides_by_the_tokens_it_trains(lmbda, run_on, pa
     assert max(greatest_difference(two, one).values()) < TOLERANCE
     # The term is a mean over the tokens counted apart from the divisor. TRL's GKDTrainer logs half of it here.
     assert two.curve("loss") == pytest.approx(two.curve("loss/jsd"), rel=TOLERANCE)
+
+
+def test_a_losss_state_and_schedules_move_alike_on_all_ranks(run_on, paired_rows):
+    ramp = {"schedule": "linear", "start": 0.1, "end": 0.9}
+    losses = [{"name": "taid", "alpha": 0.5}, {"name": "jsd", "beta": ramp, "weight": 0.5}]
+    # TAID's gradients are small at first, and Adam would make steps of their rounding.
+    options = {"losses": losses, "optim": "sgd", "learning_rate": 1.0}
+    one, two = run_on(1, paired_rows, **options), run_on(2, paired_rows, **options)
+    assert max(greatest_difference(two, one).values()) < TOLERANCE
+    for name in ("taid/t", "taid/trend", "jsd/beta"):
+        assert two.curve(f"objective/{name}") == pytest.approx(one.curve(f"objective/{name}"), rel=TOLERANCE)
+    assert one.curve("objective/taid/t")[-1] == 1.0

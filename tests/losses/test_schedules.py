@@ -24,6 +24,7 @@ from trl_distill_plugins.losses.schedules import parse_schedule
 def test_schedules_by_progress(config, values):
     schedule = parse_schedule("beta", config)
     assert [schedule.at(progress) for progress in (0, 0.25, 0.5, 1)] == pytest.approx(values)
+    assert parse_schedule("beta", schedule.config) == schedule
 
 
 @given(

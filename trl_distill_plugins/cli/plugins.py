@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from trl_distill_plugins import plugins
+from trl_distill_plugins.losses.schedules import Schedule
 from trl_distill_plugins.plugin_checks import KINDS
 from trl_distill_plugins.plugins import Broken, Installed
 
@@ -41,6 +42,8 @@ def _options(cls: type[Any]) -> dict[str, Any]:
 def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
+    if isinstance(field.default, Schedule):
+        return field.default.config
     return ... if field.default is dataclasses.MISSING else field.default
 
 
@@ -64,7 +67,8 @@ def _failure(record: Broken) -> dict[str, str]:
 
 def _print_tables(rows: list[tuple[str, Installed]], broken: list[Broken]) -> None:
     console = Console()
-    table = Table("kind", "name", "distribution", "options")
+    distribution = Column("distribution", max_width=20)
+    table = Table("kind", "name", distribution, Column("options", overflow="fold"), leading=1)
     for noun, record in rows:
         options = ", ".join(f"{name}={_shown(value)}" for name, value in _options(record.cls).items())
         name = f"[red]{escape(record.name)}[/red]" if record.conflict else escape(record.name)

@@ -7,7 +7,7 @@ when the logits are fp64).
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,14 +16,10 @@ from trl_distill_plugins.errors import ConfigError, did_you_mean
 from trl_distill_plugins.losses.checks import check_choice, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.schedules import Schedule, parse_schedule
-from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, match_width
-
-if TYPE_CHECKING:
-    from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
+from trl_distill_plugins.losses.tiles import LogitsTile, Tail, TeacherForm, TeacherTile, match_width
 
 IGNORE_INDEX = -100
-
-TeacherForm = Literal["dense", "top_k", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class DivergenceOptions(TemperatureOptions):
             them without a gradient.
     """
 
-    tail: Literal["bucket", "renormalise"] = "bucket"
+    tail: Tail = "bucket"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,7 +164,7 @@ class Loss(BaseLoss):
     def __call__(
         self,
         student_logits: Tensor,
-        teacher_logits: "Tensor | SparseSignal | None" = None,
+        teacher_logits: Tensor | SparseSignal | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each position, `[...]`, from logits `[..., V]`, differentiable by autograd.
@@ -179,8 +175,6 @@ class Loss(BaseLoss):
                 `SparseSignal` of as many positions.
             labels: `[...]`, the token after each position; positions labelled -100 count 0.
         """
-        from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
-
         if teacher_logits is None and self.needs_teacher:
             raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
         if labels is None and self.needs_labels:
@@ -192,7 +186,7 @@ class Loss(BaseLoss):
         tile = LogitsTile(student, None, known.clamp_min(0))
         if isinstance(teacher_logits, SparseSignal):
             check_signal(teacher_logits, [self], student.shape[-1])
-            view = merged_tile(tile, teacher_logits, self).tile if self.needs_teacher else tile
+            view = merged_tile(tile, teacher_logits, self.temperature, self.tail).tile if self.needs_teacher else tile
         else:
             if teacher_logits is not None:
                 wide = match_width(teacher_logits.to(dtype), student.shape[-1])
@@ -204,6 +198,11 @@ class Loss(BaseLoss):
     def temperature(self) -> float:
         """T of this loss: the `temperature` option, or 1 for a loss without one."""
         return float(getattr(self.options, "temperature", 1.0))
+
+    @property
+    def tail(self) -> Tail:
+        """What a sparse teacher's other tokens are taken as, see `DivergenceOptions`."""
+        return getattr(self.options, "tail", "bucket")
 
     @property
     def scale(self) -> float:

@@ -39,6 +39,11 @@ class Ramp:
         return (1 - share) * self.start + share * self.end
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The schedule as a config spells it."""
+        return {"schedule": self.shape, "start": self.start, "end": self.end, "until": self.until}
+
+    @property
     def turns(self) -> tuple[float, ...]:
         """Points of progress between whose values all others lie."""
         return 0.0, self.until
@@ -69,6 +74,11 @@ class Steps:
     def at(self, progress: float) -> float:
         """The value at `progress`."""
         return self.values[bisect.bisect_right(self.boundaries, progress)]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The schedule as a config spells it."""
+        return {"schedule": "step", "values": [*self.values], "at": [*self.boundaries]}
 
     @property
     def turns(self) -> tuple[float, ...]:

@@ -5,15 +5,19 @@ distributions takes them as it takes V classes. The student's logit of "all othe
 so that the softmax over the classes is the one over the vocabulary, summed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError
-from trl_distill_plugins.losses.base import Loss, TeacherForm
-from trl_distill_plugins.losses.tiles import LogitsTile, SampledTeacherTile, TeacherTile
+from trl_distill_plugins.losses.tiles import LogitsTile, SampledTeacherTile, Tail, TeacherForm, TeacherTile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from trl_distill_plugins.losses.base import Loss
 
 # Stands for a logit of -inf: finite, so that 0 times it is 0.
 _NO_MASS = -1e30
@@ -53,7 +57,7 @@ class SparseSignal:
         return replace(self, ids=self.ids.to(device), log_probs=self.log_probs.to(device), weights=weights)
 
 
-def check_form(form: TeacherForm, losses: Iterable[Loss]) -> None:
+def check_form(form: TeacherForm, losses: "Iterable[Loss]") -> None:
     """Raise `ConfigError` if one of `losses` cannot work with such a teacher."""
     for loss in losses:
         if not loss.needs_teacher:
@@ -76,7 +80,7 @@ def check_form(form: TeacherForm, losses: Iterable[Loss]) -> None:
             )
 
 
-def check_signal(signal: SparseSignal, losses: Iterable[Loss], width: int) -> None:
+def check_signal(signal: SparseSignal, losses: "Iterable[Loss]", width: int) -> None:
     """Raise `ConfigError` unless `signal` names tokens of a vocabulary of `width`, in a form all `losses` take."""
     check_form(signal.form, losses)
     n, k = signal.ids.shape
@@ -117,11 +121,9 @@ class MergedTile:
         return spread.scatter_add_(1, self.ids, named)
 
 
-def merged_tile(tile: LogitsTile, signal: SparseSignal, loss: Loss | None = None) -> MergedTile:
-    """The tile over the classes of `signal`, at the temperature and with the tail that the options of `loss` ask for,
-    differentiable in `tile.student`."""
-    temperature = 1.0 if loss is None else loss.temperature
-    bucket = loss is None or getattr(loss.options, "tail", "bucket") == "bucket"
+def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0, tail: Tail = "bucket") -> MergedTile:
+    """The tile over the classes of `signal` at `temperature`, differentiable in `tile.student`; without a class of all
+    other tokens if `tail` is "renormalise", or if there are none."""
     student = tile.student if temperature == 1.0 else tile.student / temperature
     width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
     named = log_probs > -torch.inf
@@ -129,7 +131,7 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, loss: Loss | None = None
     unnamed = student.scatter(1, ids, -torch.inf)
     classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
     rest = None
-    if bucket and not (ids.shape[1] == width and bool(named.all())):
+    if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
         rest = unnamed.logsumexp(-1, keepdim=True)
         classes = torch.cat([classes, rest], -1)
         teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)

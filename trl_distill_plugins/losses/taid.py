@@ -52,7 +52,7 @@ class TAID(Loss):
         super().__init__(**options)
         self._t: float = self.options.t_start
         self._trend = 0.0
-        self._previous = math.nan
+        self._previous: float | None = None
 
     def per_token(self, tile: LogitsTile) -> Tensor:
         """Return the loss of each token, `[n]`."""
@@ -72,7 +72,7 @@ class TAID(Loss):
     def advance(self, value: float, progress: float) -> None:
         """Move t, see the class."""
         options = self.options
-        if not math.isnan(self._previous):
+        if self._previous is not None:
             fall = (self._previous - value) / (self._previous + torch.finfo(torch.float64).eps)
             self._trend = options.beta * self._trend + (1 - options.beta) * fall
             grown = self._t + options.alpha * _sigmoid(self._trend) * (1 - self._t)
@@ -81,12 +81,13 @@ class TAID(Loss):
         self._previous = value
 
     def state_dict(self) -> dict[str, float]:
-        """t, the trend and the last value of the loss."""
-        return {"t": self._t, "trend": self._trend, "previous": self._previous}
+        """t, the trend and, once there is one, the last value of the loss."""
+        previous = {} if self._previous is None else {"previous": self._previous}
+        return {"t": self._t, "trend": self._trend, **previous}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take over what `state_dict` returned."""
-        self._t, self._trend, self._previous = state["t"], state["trend"], state["previous"]
+        self._t, self._trend, self._previous = state["t"], state["trend"], state.get("previous")
 
 
 def _sigmoid(x: float) -> float:

@@ -131,7 +131,7 @@ class Tiles:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
         merged: MergedTile | None = None
         if signal is not None and term.loss.needs_teacher:
-            merged = merged_tile(tile, signal, term.loss)
+            merged = merged_tile(tile, signal, term.loss.temperature, term.loss.tail)
             view = merged.tile
         else:
             view = tile.at_temperature(term.loss.temperature)

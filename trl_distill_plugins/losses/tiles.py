@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+TeacherForm = Literal["dense", "top_k", "sampled"]
+Tail = Literal["bucket", "renormalise"]
 
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 

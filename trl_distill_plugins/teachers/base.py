@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.tiles import TeacherForm
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,19 @@ class Teacher(ABC):
 
     Class attributes:
         name: the scheme in front of the colon.
+        form: "dense" for signals of whole distributions, "top_k" or "sampled" for sparse ones.
     """
 
     name: ClassVar[str]
+    form: TeacherForm = "dense"
 
     @abstractmethod
     def __init__(self, address: Any, **init_kwargs: Any) -> None:
         """Take the address and `teacher_model_init_kwargs`."""
+
+    def __str__(self) -> str:
+        """How messages name this teacher."""
+        return repr(self.name)
 
     @abstractmethod
     def check_student(self, tokenizer: Any) -> None:
@@ -60,7 +68,7 @@ class Teacher(ABC):
         """Get ready to `generate` on `device`, before `prepare`; a teacher elsewhere has nothing to do."""
 
     @abstractmethod
-    def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
+    def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal | SparseSignal:
         """Return what the teacher says at the trained positions.
 
         Args:

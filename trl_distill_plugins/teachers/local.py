@@ -43,6 +43,10 @@ class LocalTeacher(Teacher):
         """The model in the wrapper that `prepare` put it in."""
         return self._module
 
+    def __str__(self) -> str:
+        """The path, or the class of a model made in memory."""
+        return repr(self.path or type(self.model).__name__)
+
     @property
     def path(self) -> str:
         """Where the teacher's weights came from; empty for a model made in memory."""

@@ -21,7 +21,8 @@ class DistillationArguments:
 
     Args:
         losses: the objective, e.g. `[{"name": "forward_kl", "weight": 0.7, "temperature": 3.0}, "cross_entropy"]`; a
-            JSON string on the command line. `trl-distill plugins` lists the names and options.
+            JSON string on the command line. A weight or numeric option may be a schedule, e.g. `{"schedule": "linear",
+            "start": 1.0, "end": 0.1}`. `trl-distill plugins` lists the names and options, docs/losses.md explains them.
         distill_alpha: short form of `losses`: `alpha * T^2 * forward_kl + (1 - alpha) * cross_entropy`, 0 to 1.
         distill_temperature: T of the short form, above 0.
         teacher_prompt_template: what the teacher sees: text with `{input}` and other `{columns}`, or a list of chat

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,14 +17,20 @@ from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objectiv
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal, check_form
 from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator
 from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
+from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
+from trl_distill_plugins.trainers.teacher_health import check_finite
 from trl_distill_plugins.trainers.views import ViewPreparation
+
+# The key of a batch that says whether the student wrote its completions.
+ON_POLICY = "on_policy"
 
 
 class DistillationMixin:
@@ -98,6 +104,8 @@ class DistillationMixin:
                 init_kwargs = {"trust_remote_code": True, **init_kwargs}
             teacher = make_teacher(teacher_model, init_kwargs)
             teacher.check_student(tokenizer)
+            if objective is not None:
+                check_form(teacher.form, [term.loss for term in objective.terms])
         if builds_views:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._init_parent(arguments)
@@ -132,6 +140,8 @@ class DistillationMixin:
         # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
         self._figures = {"train": RunningFigures(objective), "eval": RunningFigures(objective)}
+        self._progress = ObjectiveProgress(objective, lambda sums: self.accelerator.reduce(sums, "sum"))
+        self.add_callback(self._progress)
         self._seen_tokens = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
 
     def _prepare_eval(self: Any, dataset: Any) -> Any:
@@ -161,19 +171,27 @@ class DistillationMixin:
         """The objective over the trained tokens, divided once by their number in the whole global batch."""
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        objective = self.objective.at(progress_of(self.state))
         student = {key: value for key, value in inputs.items() if not key.startswith(PREFIX)}
-        labels = student.pop("labels")
+        labels, on_policy = student.pop("labels"), student.pop(ON_POLICY, False)
         trained = labels[:, 1:] != IGNORE_INDEX
-        signal = self._teacher_signal(inputs, student, trained) if self.objective.needs_teacher else None
-        normalizer = self._normalizer(trained, num_items_in_batch)
-        output = self._run_student(model, student, labels[:, 1:][trained], trained, signal, normalizer)
+        signal = self._teacher_signal(inputs, student, trained) if objective.needs_teacher else None
+        positions = _Positions(
+            labels[:, 1:][trained], trained, on_policy, self._normalizer(trained, num_items_in_batch)
+        )
+        output = self._run_student(model, objective, student, positions, signal)
+        if signal is not None:
+            where = f"the batch of step {self.state.global_step + 1}, process {self.accelerator.process_index}"
+            check_finite(output, self.teacher, signal, trained, where)
         self._record(output, student)
         if not return_outputs:
             return output.loss
         with torch.no_grad():
             return output.loss, model(**student, use_cache=False)
 
-    def _teacher_signal(self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor) -> DenseSignal:
+    def _teacher_signal(
+        self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor
+    ) -> DenseSignal | SparseSignal:
         """The teacher's word on the trained positions, through its own view of the batch if it has one."""
         own = {k.removeprefix(PREFIX): v for k, v in inputs.items() if k.startswith(PREFIX)}
         if not own:
@@ -193,11 +211,10 @@ class DistillationMixin:
     def _run_student(
         self: Any,
         model: nn.Module,
+        objective: Objective,
         inputs: dict[str, Any],
-        labels: Tensor,
-        trained: Tensor,
-        signal: DenseSignal | None,
-        normalizer: Tensor,
+        positions: "_Positions",
+        signal: DenseSignal | SparseSignal | None,
     ) -> ObjectiveOutput:
         unwrapped = self.accelerator.unwrap_model(model)
         causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
@@ -205,19 +222,21 @@ class DistillationMixin:
         def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
             with self.accelerator.autocast():
                 hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1]
-                hidden = hidden[trained.to(hidden.device)]
+                hidden = hidden[positions.trained.to(hidden.device)]
                 with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
                     home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
+                    labels = positions.labels.to(home)
                     output = chunked_objective(
-                        self.objective,
+                        objective,
                         hidden.to(home),
                         head,
-                        labels.to(home),
+                        labels,
                         None if teacher is None else teacher.on(home),
-                        normalizer=normalizer.to(home),
+                        normalizer=positions.normalizer.to(home),
+                        on_policy=torch.ones_like(labels, dtype=torch.bool) if positions.on_policy else None,
                         chunk_size=self.args.loss_chunk_size,
                     )
-                    return (output.loss.to(labels.device), *output[1:])
+                    return (output.loss.to(positions.labels.device), *output[1:])
 
         # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
         return ObjectiveOutput(*trl_compat.run_inside_forward(model, unwrapped, forward, inputs))
@@ -226,6 +245,7 @@ class DistillationMixin:
         mode = "train" if self.model.training else "eval"
         self._figures[mode].add(output)
         if mode == "train":
+            self._progress.add(output)
             mask = inputs.get("attention_mask")
             self._seen_tokens += inputs["input_ids"].numel() if mask is None else mask.sum()
 
@@ -234,6 +254,9 @@ class DistillationMixin:
         if self.objective is not None:
             mode = "train" if self.model.training else "eval"
             figures = self._figures[mode].take(lambda sums: self.accelerator.reduce(sums, "sum"))
+            if figures and mode == "train":
+                moving = self.objective.moving(progress_of(self.state))
+                figures |= {f"objective/{name}": value for name, value in moving.items()}
             if figures:
                 figures["num_tokens"] = self.accelerator.reduce(self._seen_tokens, "sum").item() // self._tp_size
             prefix = "" if mode == "train" else _prefix_of(logs)
@@ -245,6 +268,27 @@ class DistillationMixin:
         with whole_or_nothing(folder):
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
+    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        if self.objective is not None and self.args.should_save:
+            self._progress.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if self.objective is not None and checkpoint is not None:
+            self._progress.load(checkpoint)
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """The trained positions of a batch: their labels `[N]`, where they are in it `[B, T - 1]`, whether the student
+    wrote them, and the divisor of their loss."""
+
+    labels: Tensor
+    trained: Tensor
+    on_policy: bool
+    normalizer: Tensor
+
 
 def _prefix_of(logs: dict[str, float]) -> str:
     """What stands in front of the names of an evaluation: with several datasets, each has its own."""
@@ -252,9 +296,9 @@ def _prefix_of(logs: dict[str, float]) -> str:
 
 
 @contextmanager
-def _whole_signal(signal: DenseSignal | None) -> Iterator[DenseSignal | None]:
-    if signal is None:
-        yield None
+def _whole_signal(signal: DenseSignal | SparseSignal | None) -> Iterator[DenseSignal | SparseSignal | None]:
+    if not isinstance(signal, DenseSignal):
+        yield signal
         return
     with trl_compat.whole_head(signal.head) as head:
         yield replace(signal, head=head)

@@ -17,7 +17,7 @@ from trl_distill_plugins.prompts.collator import PREFIX
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.local import left_pad
 from trl_distill_plugins.trainers import trl_compat
-from trl_distill_plugins.trainers.mixin import DistillationMixin
+from trl_distill_plugins.trainers.mixin import ON_POLICY, DistillationMixin
 from trl_distill_plugins.trainers.trl_compat import GKDTrainer
 
 
@@ -80,7 +80,7 @@ class OnPolicyDistillationMixin(DistillationMixin):
         # All ranks must agree: sharded models generate together.
         incomplete = self.accelerator.reduce((~has_completion).any().float(), "sum").item() > 0
         if incomplete or draw < self.lmbda:
-            return self._rewrite(batch, *self._sample(self.model_wrapped, batch, ""))
+            return self._rewrite(batch, *self._sample(self.model_wrapped, batch, "")) | {ON_POLICY: True}
         if self.seq_kd:
             prefix = PREFIX if PREFIX + "input_ids" in batch else ""
             return self._rewrite(batch, *self._sample(self.teacher.module, batch, prefix))

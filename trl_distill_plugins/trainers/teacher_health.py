@@ -1,0 +1,35 @@
+"""Notices a teacher whose word cannot be learned from, and says where."""
+
+from torch import Tensor
+
+from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.losses.chunked import ObjectiveOutput
+from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS
+from trl_distill_plugins.teachers.base import Teacher
+
+_COLUMNS = [STATISTICS.index(name) for name in TEACHER_STATISTICS]
+
+
+def check_finite(
+    output: ObjectiveOutput, teacher: Teacher, signal: DenseSignal | SparseSignal, trained: Tensor, where: str
+) -> None:
+    """Raise `TeacherError` if the teacher's distributions are not finite numbers.
+
+    Args:
+        output: of the batch.
+        teacher: the one who said it.
+        signal: what it said.
+        trained: `[B, T - 1]`, True where the next token is trained; names the rows of the batch.
+        where: names the batch in the message.
+    """
+    if bool(output.statistics[_COLUMNS].isfinite().all()):
+        return
+    said = signal.hidden.isfinite() if isinstance(signal, DenseSignal) else ~signal.log_probs.isnan()
+    rows = trained.nonzero()[~said.all(-1).to(trained.device), 0].unique().tolist()
+    which = f", rows {', '.join(map(str, rows))} (from 0)" if rows else ""
+    raise TeacherError(
+        f"the teacher {teacher} gave logits that are NaN or infinite in {where}{which}; its weights may be damaged or "
+        "too large for its dtype: try teacher_model_init_kwargs: {dtype: float32} or bfloat16"
+    )
