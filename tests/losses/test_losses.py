@@ -151,6 +151,16 @@ def test_narrower_teacher_is_padded_with_no_mass_and_wider_one_is_cut(name):
     torch.testing.assert_close(loss(student, wider, labels), loss(student, teacher, labels))
 
 
+def test_any_number_of_dimensions_will_do():
+    student, teacher = logits(0, 2, 3, 7), logits(1, 2, 3, 7)
+    values = get_loss("jsd")(student, teacher)
+    assert values.shape == (2, 3)
+    one = get_loss("jsd")(student[1, 2], teacher[1, 2])
+    assert one.shape == ()
+    torch.testing.assert_close(one, values[1, 2])
+    assert get_loss("jsd")(student[:0], teacher[:0]).shape == (0, 3)
+
+
 def test_half_precision_logits_give_fp32_losses():
     student = logits(0, 4, 10).bfloat16()
     assert get_loss("forward_kl")(student, student).dtype == torch.float32

@@ -181,7 +181,7 @@ class Loss(BaseLoss):
             raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
         dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
         shape = student_logits.shape[:-1]
-        student = student_logits.to(dtype).flatten(0, -2)
+        student = student_logits.to(dtype).reshape(-1, student_logits.shape[-1])
         known = (torch.zeros(shape, dtype=torch.long, device=student.device) if labels is None else labels).flatten()
         tile = LogitsTile(student, None, known.clamp_min(0))
         if isinstance(teacher_logits, SparseSignal):
@@ -190,7 +190,7 @@ class Loss(BaseLoss):
         else:
             if teacher_logits is not None:
                 wide = match_width(teacher_logits.to(dtype), student.shape[-1])
-                tile = dataclasses.replace(tile, teacher=TeacherTile(wide.flatten(0, -2)))
+                tile = dataclasses.replace(tile, teacher=TeacherTile(wide.reshape(student.shape)))
             view = tile.at_temperature(self.temperature)
         return (self.per_token(view).masked_fill(known == IGNORE_INDEX, 0) * self.scale).view(shape)
 

@@ -73,9 +73,9 @@ def check_form(form: TeacherForm, losses: "Iterable[Loss]") -> None:
                 f"loss {loss.name!r} has temperature {loss.temperature:g}, and this teacher's tokens were sampled at "
                 "1; set temperature: 1"
             )
-        if form == "sampled" and getattr(loss.options, "tail", "bucket") != "bucket":
+        if form == "sampled" and loss.tail != "bucket":
             raise ConfigError(
-                f"loss {loss.name!r} has tail {loss.options.tail!r}, and this teacher's tokens were sampled: among "
+                f"loss {loss.name!r} has tail {loss.tail!r}, and this teacher's tokens were sampled: among "
                 "themselves they are no estimate of p; set tail: bucket"
             )
 

@@ -24,7 +24,8 @@ def named(case: Case, ids: Tensor) -> SparseSignal:
 
 def merged(loss: Loss, case: Case, signal: SparseSignal) -> LogitsTile:
     """What the engine shows `loss` of the case with a sparse teacher in the place of its own."""
-    return merged_tile(LogitsTile(case.student, None, case.labels, case.on_policy), signal, loss).tile
+    tile = LogitsTile(case.student, None, case.labels, case.on_policy)
+    return merged_tile(tile, signal, loss.temperature, loss.tail).tile
 
 
 def values_of(loss: Loss, case: Case, student: Tensor | None = None) -> Tensor:

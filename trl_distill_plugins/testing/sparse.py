@@ -42,7 +42,7 @@ def check_merging(loss: Loss) -> None:
     """A teacher that names a few tokens gives finite numbers, and zero where p = q."""
     for mode in _tails(loss):
         for case in _few_cases():
-            with in_case(f"{case.name}, {NAMED} of {VOCABULARY} tokens named, {_tail_of(mode)}"):
+            with in_case(f"{case.name}, {NAMED} of {VOCABULARY} tokens named, tail {mode.tail}"):
                 for dtype in DTYPES:
                     expect_finite_numbers(mode, few_named(mode, case.to(dtype)))
                 if mode.is_divergence or mode.is_nonnegative:
@@ -59,7 +59,7 @@ def few_named(loss: Loss, case: Case) -> LogitsTile:
 def _check_zero(loss: Loss) -> None:
     case = _even_tail(ordinary())
     for tokens in (NAMED, 1):
-        with in_case(f"p = q, {tokens} of {VOCABULARY} tokens named, {_tail_of(loss)}"):
+        with in_case(f"p = q, {tokens} of {VOCABULARY} tokens named, tail {loss.tail}"):
             values, _ = by_naming(loss, case, named(case, case.teacher.topk(tokens).indices))
             expect_close("the value, got, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
 
@@ -122,7 +122,3 @@ def _tails(loss: Loss) -> list[Loss]:
     if not has_option(loss, "tail"):
         return [loss]
     return [variant(loss, tail=tail) for tail in ("bucket", "renormalise")]
-
-
-def _tail_of(loss: Loss) -> str:
-    return f"tail {getattr(loss.options, 'tail', 'bucket')}"
