@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from trl_distill_plugins import hookspecs
+from trl_distill_plugins.testing import check_loss
+from trl_distill_plugins.testing.loss import FORM, MEANING
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,16 +52,12 @@ def test_python_in_the_documents_runs(block):
     exec(compile(block, "document", "exec"), names)
     if "register_losses" in names:
         for loss in names["register_losses"]():
-            check_divergence(loss())
+            assert check_loss(loss)["zero at p = q"] == "holds"
 
 
-def check_divergence(loss):
-    """A documented loss is zero at p = q and positive elsewhere."""
-    import torch
-
-    student, teacher = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert loss(student, student).abs().max() < 1e-9
-    assert (loss(student, teacher) > 0).all()
+def test_every_property_of_a_loss_is_documented():
+    table = (ROOT / "docs" / "plugins.md").read_text().split("| property | what must hold |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| ([a-z][^|]*?) \|", table, re.M) == [promise.name for promise in (*FORM, *MEANING)]
 
 
 def test_the_file_map_names_paths_that_exist():

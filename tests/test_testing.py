@@ -75,6 +75,11 @@ class OverwritesTheTeacher(Honest):
         return kl(tile.student.log_softmax(-1), tile.teacher.logits.mul_(2).div_(2 + 1e-9).log_softmax(-1))
 
 
+class LendsTheTeacher(Honest):
+    def per_token_and_grad(self, tile):
+        return self.per_token(tile), tile.teacher.logits
+
+
 class NaNWithoutMass(Honest):
     def per_token(self, tile):
         return kl(tile.student.log_softmax(-1), tile.teacher.logits.log_softmax(-1))
@@ -186,6 +191,7 @@ BROKEN = {
         "output": "it raised RuntimeError: a leaf Variable that requires grad is being used in an in-place operation",
     },
     OverwritesTheTeacher: {"inputs": "tile.teacher.logits, got after the call"},
+    LendsTheTeacher: {"inputs": "per_token_and_grad: tile.teacher.logits, got after the call, expected as before"},
     NaNWithoutMass: {
         "finite": r"teacher padded with -inf in torch.float32: the value of per_token by autograd is nan at \[0\]",
         "gradient": "teacher padded with -inf: the gradient, got by autograd of per_token, expected by finite",

@@ -113,6 +113,7 @@ def check_loss(loss: type[Loss] | Loss, **options: Any) -> dict[str, str]:
         ConfigError: an option is unknown or out of range.
         TypeError: `loss` is no `Loss`, or an instance came with options.
     """
+    __tracebackhide__ = True  # a failed test then ends at the line that called, with the report
     made = _made(loss, options)
     outcomes: dict[str, str] = {}
     for progress in (0.0, 1.0) if made.schedules else (0.0,):
@@ -130,6 +131,7 @@ def _made(loss: Any, options: dict[str, Any]) -> Loss:
 
 
 def _check(loss: Loss, when: str) -> dict[str, str]:
+    __tracebackhide__ = True
     outcomes: dict[str, str] = {}
     broken: list[tuple[Property, ContractError]] = []
     with torch.enable_grad():

@@ -33,13 +33,15 @@ def _expect_form(what: str, got: Tensor, shape: tuple[int, ...], dtype: torch.dt
 
 
 def check_inputs(loss: Loss) -> None:
-    """The tile is as it was afterwards: other losses of the objective read it too."""
+    """The tile is as it was afterwards, also when the engine has overwritten the gradient: other losses read it too."""
     for method in (loss.per_token, loss.per_token_and_grad):
         case = ordinary()
         tile = case.tile(loss)
         before = [part.clone() for part in _parts(tile)]
         with in_case(f"{case.name}, {method.__name__}"), torch.no_grad():
-            method(tile)
+            returned = method(tile)
+            if method == loss.per_token_and_grad:
+                returned[1].zero_()
             names = ("tile.student", "tile.labels", "tile.teacher.logits")
             for name, part, original in zip(names, _parts(tile), before, strict=False):
                 expect_close(f"{name}, got after the call, expected as before", part, original, 0.0)
