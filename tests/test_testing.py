@@ -219,7 +219,7 @@ BROKEN = {
     },
     ReadsLabels: {"labels": "ordinary logits, other labels: the value, got with other labels"},
     Negative: {"non-negative": r"ordinary logits: the value is -\d", "merging": r"the value is -\d"},
-    IsCrossEntropy: {"zero at p = q": r"p = q: the value, got, expected 0", "merging": "p = q, 4 of 11 tokens named"},
+    IsCrossEntropy: {"zero at p = q": r"p = q: the value, expected 0", "merging": "p = q, 4 of 11 tokens named"},
     WeighsColumns: {"top_k": "all 11 tokens named in a random order: the value, got with a sparse teacher"},
     NeedsSixTokens: {"merging": "4 of 11 tokens named, tail bucket: it raised RuntimeError: "},
     NotLinear: {"sampled": "one token drawn, weighted by p over all tokens that can be: the gradient"},

@@ -61,7 +61,7 @@ def _check_zero(loss: Loss) -> None:
     for tokens in (NAMED, 1):
         with in_case(f"p = q, {tokens} of {VOCABULARY} tokens named, tail {loss.tail}"):
             values, _ = by_naming(loss, case, named(case, case.teacher.topk(tokens).indices))
-            expect_close("the value, got, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
+            expect_close("the value, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
 
 
 def check_sampled(loss: Loss) -> None:

@@ -63,7 +63,7 @@ def _check_influence(loss: Loss, case: Case, masked: torch.Tensor) -> None:
     with in_case(f"{case.name}, other logits at {masked.nonzero().flatten().tolist()}"):
         other = torch.where(masked.unsqueeze(-1), draw(9, *case.student.shape), case.student)
         values, expected = values_of(loss, replace(case, student=other)), values_of(loss, case)
-        expect_close("the value of the other tokens, got, expected as before", values[kept], expected[kept], _EXACT)
+        expect_close("the value of the other tokens, expected as before", values[kept], expected[kept], _EXACT)
 
 
 def _check_weights(loss: Loss, case: Case, masked: torch.Tensor) -> None:

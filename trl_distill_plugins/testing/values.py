@@ -100,4 +100,4 @@ def check_zero(loss: Loss) -> None:
     for case in equal_cases():
         with in_case(case.name):
             values = values_of(loss, case)
-            expect_close("the value, got, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
+            expect_close("the value, expected 0", values, torch.zeros_like(values), _ROUNDING * loss.scale)
