@@ -23,6 +23,7 @@ from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
+from trl_distill_plugins.trainers.hidden_terms import HiddenTerms
 from trl_distill_plugins.trainers.saving import whole_or_nothing
 from trl_distill_plugins.trainers.views import ViewPreparation
 
@@ -113,6 +114,7 @@ class DistillationMixin:
     def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
         if objective is not None:
             _refuse_unsupported(self)
+            self._hidden_terms = HiddenTerms(objective, teacher, self)
         self.objective, self.teacher = objective, teacher
         if builds_views:
             self._views = ViewPreparation(
@@ -201,15 +203,17 @@ class DistillationMixin:
     ) -> ObjectiveOutput:
         unwrapped = self.accelerator.unwrap_model(model)
         causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        objective = self.objective
 
         def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
             with self.accelerator.autocast():
-                hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1]
+                backbone = causal_lm.base_model(**student_inputs, use_cache=False, **self._hidden_terms.request.options)
+                hidden = backbone.last_hidden_state[:, :-1]
                 hidden = hidden[trained.to(hidden.device)]
                 with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
                     home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
                     output = chunked_objective(
-                        self.objective,
+                        objective,
                         hidden.to(home),
                         head,
                         labels.to(home),
@@ -217,6 +221,7 @@ class DistillationMixin:
                         normalizer=normalizer.to(home),
                         chunk_size=self.args.loss_chunk_size,
                     )
+                    output = self._hidden_terms.add(output, objective, backbone, trained, teacher, normalizer)
                     return (output.loss.to(labels.device), *output[1:])
 
         # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
@@ -243,7 +248,14 @@ class DistillationMixin:
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with whole_or_nothing(folder):
+            if self.objective is not None:  # before the state file, which marks the checkpoint as whole
+                self._hidden_terms.save(folder, is_writer=self.args.should_save)
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.objective is not None and not self.is_fsdp_enabled:  # FSDP, like DeepSpeed, restores all it wrapped
+            self._hidden_terms.load(Path(resume_from_checkpoint))
 
 
 def _prefix_of(logs: dict[str, float]) -> str:
