@@ -22,6 +22,7 @@ SHARDED = {"use_cpu": False, "ddp_backend": "gloo"}
 TRAINERS = {
     "sft": {"distill_alpha": 0.7},
     "sft, teacher's completions": {"distill_alpha": 0.7, "max_new_tokens": 4, "generation_batch_size": 1},
+    "sft, hidden states": {"losses": [{"name": "hidden_mse"}, {"name": "forward_kl", "weight": 0.5}]},
     "gkd, dataset's completions": {"trainer": "gkd", "lmbda": 0.0},
     "gkd, student's completions": {"trainer": "gkd", "lmbda": 1.0, "temperature": 1e-7, "max_new_tokens": 6},
 }

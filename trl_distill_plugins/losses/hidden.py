@@ -112,10 +112,16 @@ class HiddenCKA(HiddenLoss):
         if len(student) < 2:
             return student.sum(-1) * 0
         s, t = student - student.mean(0), teacher - teacher.mean(0)
-        s, t = (part / part.detach().abs().amax().clamp_min(torch.finfo(part.dtype).tiny) for part in (s, t))
+        s, t = _to_size_one(s), _to_size_one(t)
         own = torch.linalg.matrix_norm(s.t() @ s) * torch.linalg.matrix_norm(t.t() @ t)
-        alike = (t.t() @ s).square().sum() / own.clamp_min(torch.finfo(own.dtype).tiny)
+        alike = (t.t() @ s).square().sum() / own.clamp_min(1)  # less than 1 only where all tokens are equal: 0
         return (1 - alike).expand(len(student))
+
+
+def _to_size_one(states: Tensor) -> Tensor:
+    """The same up to a constant factor, the greatest entry 1 or -1; zeros stay zeros."""
+    greatest = states.detach().abs().amax()
+    return states / torch.where(greatest > 0, greatest, 1)
 
 
 class AttentionKL(HiddenLoss):

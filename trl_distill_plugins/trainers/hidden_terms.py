@@ -1,6 +1,5 @@
 """The hidden losses of one run: the layers they compare in its two models, and what they add to the loss."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -140,5 +139,5 @@ def _check_attention(label: str, shapes: tuple[ModelShape, ModelShape], trainer:
 
 
 def _has_two_views(args: Any, dataset: Any) -> bool:
-    columns: Iterable[str] = getattr(dataset, "column_names", None) or next(iter(dataset), {})
+    columns = getattr(dataset, "column_names", None) or next(iter(dataset), ())
     return args.template("student") != args.template("teacher") or PREFIX + "input_ids" in columns
