@@ -119,13 +119,14 @@ def test_the_student_learns_layers_on_its_own_completions(make_hidden, logged):
     assert logged(trainer, "loss") == pytest.approx(sums, rel=1e-5)
 
 
-def test_a_frozen_head_and_no_loss_on_logits_leave_the_head_as_it_was(make_hidden, eager_lm):
-    student = eager_lm(0, hidden=32)
-    student.get_output_embeddings().requires_grad_(False)
-    trainer = make_hidden(["hidden_mse"], student)
-    before = student.get_output_embeddings().weight.clone()
-    trainer.train()
-    assert torch.equal(student.get_output_embeddings().weight, before)
+def test_reentrant_checkpointing_keeps_the_gradient_of_hidden_states(make_hidden, logged):
+    def grad_norms(**options):
+        trainer = make_hidden(["hidden_mse"], **options)
+        trainer.train()
+        return logged(trainer, "grad_norm")
+
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    assert grad_norms(**reentrant) == pytest.approx(grad_norms(), rel=1e-4)
 
 
 class Hearsay(LocalTeacher):
@@ -182,3 +183,15 @@ def test_a_hidden_loss_without_a_teacher_is_refused(make_hidden):
 def test_a_run_without_hidden_losses_keeps_no_layers(make_hidden):
     trainer = make_hidden(["forward_kl"], cls=DistillSFTTrainer)
     assert trainer._hidden_terms.request.options == trainer.teacher._request.options == {}
+
+
+@pytest.mark.parametrize("name", ["hidden_mse", "attention_kl"])
+def test_packed_rows_train_the_same_layers(name, make_hidden, logged):
+    """All 24 rows in one step, padded and packed: one loss, one gradient."""
+
+    def run(**options):
+        trainer = make_hidden([name], max_steps=1, per_device_train_batch_size=24, max_length=96, **options)
+        trainer.train()
+        return [logged(trainer, figure)[0] for figure in ("loss", "grad_norm", "trained_tokens")]
+
+    assert run(packing=True, packing_strategy="bfd") == pytest.approx(run(), rel=1e-4)

@@ -27,7 +27,7 @@ class ObjectiveOutput(NamedTuple):
 
     Args:
         loss: scalar, `sum_i w_i sum_k weight_k T_k^2 loss_ki / normalizer`, differentiable.
-        terms: `[K]`, each term's `sum_i w_i T_k^2 loss_ki`; detached.
+        terms: `[K]`, `sum_i w_i T_k^2 loss_ki` of each of `Objective.tokens`; detached.
         statistics: `[5]`, sums over the tokens of the columns in `STATISTICS`; detached.
         tokens: N.
     """
@@ -50,7 +50,7 @@ def chunked_objective(
     on_policy: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> ObjectiveOutput:
-    """Evaluate the token losses of `objective`, and the statistics, on N trained tokens.
+    """Evaluate the losses on logits of `objective`, and the statistics, on N trained tokens.
 
     Args:
         objective: the weighted sum of losses.
