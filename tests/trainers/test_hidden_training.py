@@ -49,19 +49,20 @@ def reference_loss(name, student, teacher, batch, pairs):
     return torch.stack(values).sum().item() / len(pairs) / trained.sum().item()
 
 
+COMPARED = [
+    ("attention_kl", "uniform", [(1, 2), (2, 4)]),
+    ("hidden_mse", "uniform", [(1, 2), (2, 4)]),
+    ("hidden_cosine", "last", [(2, 4)]),
+    ("hidden_cka", [[0, 0], [1, 4]], [(0, 0), (1, 4)]),
+]
+TWO_PROMPTS = {"teacher_prompt_template": LONG, "student_prompt_template": "{input}"}
+
+
 @pytest.mark.parametrize(
-    ("name", "layers", "pairs"),
-    [
-        ("hidden_mse", "uniform", [(1, 2), (2, 4)]),
-        ("hidden_cosine", "last", [(2, 4)]),
-        ("hidden_cka", [[0, 0], [1, 4]], [(0, 0), (1, 4)]),
-        ("attention_kl", "uniform", [(1, 2), (2, 4)]),
-    ],
+    ("name", "layers", "pairs", "templates"),
+    [(*case, {}) for case in COMPARED] + [(*case, TWO_PROMPTS) for case in COMPARED[1:]],
 )
-@pytest.mark.parametrize("templates", [{}, {"teacher_prompt_template": LONG, "student_prompt_template": "{input}"}])
 def test_first_loss_is_the_mean_over_tokens_and_pairs(name, layers, pairs, templates, make_hidden, eager_lm, logged):
-    if templates and name == "attention_kl":
-        pytest.skip("attention maps take the same tokens on both sides")
     teacher = eager_lm(1, layers=4)
     trainer = make_hidden(
         [{"name": name, "layers": layers}], eager_lm(0), teacher, max_steps=1, shuffle_dataset=False, **templates
@@ -70,6 +71,31 @@ def test_first_loss_is_the_mean_over_tokens_and_pairs(name, layers, pairs, templ
     trainer.train()
     expected = reference_loss(name, eager_lm(0), eager_lm(1, layers=4), batch, pairs)
     assert logged(trainer, "loss")[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
+def test_student_and_projectors_get_the_gradient_of_the_formula(options, make_hidden, eager_lm):
+    trainer = make_hidden(["hidden_mse"], **options)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    ours = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+
+    trainer.model.zero_grad()
+    kept, inputs = batch["labels"][:, 1:] != -100, {key: batch[key] for key in ("input_ids", "attention_mask")}
+    teacher = eager_lm(1, hidden=48, layers=4)
+    theirs = teacher(**inputs, output_hidden_states=True).hidden_states
+    own = trainer.model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    maps = trainer._hidden_terms.projectors
+    sums = [
+        (maps[f"hidden_mse_{s}_{t}"](own[s][:, :-1][kept]) - theirs[t][:, :-1][kept].detach()).square().mean()
+        for s, t in ((1, 2), (2, 4))
+    ]
+    (sum(sums) / 2).backward()
+    for name, weight in trainer.model.named_parameters():
+        expected = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-7)
+        assert (expected.abs().max() > 0) == (name != "lm_head.weight"), name
 
 
 @pytest.mark.parametrize("name", ["hidden_mse", "hidden_cosine", "hidden_cka", "attention_kl"])

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from trl_distill_plugins.errors import ConfigError
-from trl_distill_plugins.trainers.projectors import PROJECTORS_FILE
+from trl_distill_plugins.trainers.projectors import PROJECTORS_FILE, attach_projectors
 from trl_distill_plugins.trainers.saving import save_whole
 
 NAMES = ["hidden_mse_1_2.weight", "hidden_mse_2_4.weight"]
@@ -47,13 +47,23 @@ def test_there_is_none_where_none_is_needed(name, width, make_hidden, eager_lm):
     assert not hasattr(trainer.model, "distillation_projectors")
 
 
-def test_the_start_depends_on_the_seed_alone(make):
-    first = projectors(make())
-    torch.rand(7)
-    again, other = projectors(make()), projectors(make(seed=7))
-    assert all(torch.equal(first[name], again[name]) for name in NAMES)
-    assert not any(torch.equal(first[name], other[name]) for name in NAMES)
-    assert not torch.equal(first[NAMES[0]], first[NAMES[1]])
+def test_the_start_depends_on_the_seed_alone(eager_lm):
+    def start(seed):
+        torch.rand(3)  # what else draws random numbers has no part in it
+        made = attach_projectors(eager_lm(0, hidden=32), {"a": (32, 48), "b": (32, 48)}, seed)
+        return [weight.detach() for weight in made.parameters()]
+
+    first, again, other = start(0), start(0), start(1)
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+    assert not torch.equal(*first)
+    assert first[0].abs().max() == pytest.approx(32**-0.5, rel=0.01)  # as `nn.Linear` starts
+
+
+def test_starting_them_draws_no_random_number(eager_lm):
+    model, state = eager_lm(0, hidden=32), torch.get_rng_state()
+    attach_projectors(model, {"a": (32, 48)}, 0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
