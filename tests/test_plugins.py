@@ -136,17 +136,17 @@ BROKEN = {
     "not_a_list": (
         GOOD.replace("return [Mine]", "return Mine"),
         "register_losses",
-        "the hook returns a list of Loss subclasses, got type",
+        "the hook returns a list of BaseLoss subclasses, got type",
     ),
     "not_a_class": (
         GOOD.replace("return [Mine]", "return [Mine()]"),
         "register_losses",
-        "the hook returns a list of Loss subclasses, got <not_a_class.Mine object",
+        "the hook returns a list of BaseLoss subclasses, got <not_a_class.Mine object",
     ),
     "not_a_loss": (
         GOOD.replace("Mine(Loss)", "Mine"),
         "register_losses",
-        "the hook returns a list of Loss subclasses, got <class 'not_a_loss.Mine'>",
+        "the hook returns a list of BaseLoss subclasses, got <class 'not_a_loss.Mine'>",
     ),
     "nameless": (
         GOOD.replace('name = "mine"', "pass"),

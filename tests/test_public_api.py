@@ -11,6 +11,7 @@ PUBLIC = {
     "DistillSFTConfig",
     "DistillSFTTrainer",
     "DistillationMixin",
+    "HiddenLoss",
     "Loss",
     "OnPolicyDistillationMixin",
     "get_loss",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from trl_distill_plugins.hookspecs import hookimpl
     from trl_distill_plugins.losses import get_loss
     from trl_distill_plugins.losses.base import Loss
+    from trl_distill_plugins.losses.hidden import HiddenLoss
     from trl_distill_plugins.plugins import plugin_manager
     from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig
     from trl_distill_plugins.trainers.gkd import DistillGKDTrainer
@@ -25,6 +26,7 @@ __all__ = [
     "DistillSFTConfig",
     "DistillSFTTrainer",
     "DistillationMixin",
+    "HiddenLoss",
     "Loss",
     "OnPolicyDistillationMixin",
     "get_loss",
@@ -38,6 +40,7 @@ _MODULE_OF = {
     "DistillSFTConfig": "trainers.configs",
     "DistillSFTTrainer": "trainers.sft",
     "DistillationMixin": "trainers.mixin",
+    "HiddenLoss": "losses.hidden",
     "Loss": "losses.base",
     "OnPolicyDistillationMixin": "trainers.on_policy",
     "get_loss": "losses",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from trl_distill_plugins.losses.base import Loss
+    from trl_distill_plugins.losses.base import BaseLoss
     from trl_distill_plugins.teachers.base import Teacher
 
 PROJECT = "trl_distill_plugins"
@@ -24,8 +24,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def register_losses() -> "list[type[Loss]]":  # type: ignore[empty-body]
-    """Return loss classes. A config names them by `Loss.name`: `losses: [{name: my_loss, weight: 0.5}]`."""
+def register_losses() -> "list[type[BaseLoss]]":  # type: ignore[empty-body]
+    """Return subclasses of `Loss` and `HiddenLoss`. A config names them: `losses: [{name: my_loss, weight: 0.5}]`."""
 
 
 @hookspec

@@ -24,7 +24,7 @@ class Kind:
 
 
 KINDS: dict[KindName, Kind] = {
-    "losses": Kind("loss", "register_losses", "trl_distill_plugins.losses.base", "Loss"),
+    "losses": Kind("loss", "register_losses", "trl_distill_plugins.losses.base", "BaseLoss"),
     "teachers": Kind("teacher", "register_teachers", "trl_distill_plugins.teachers.base", "Teacher"),
 }
 

@@ -21,6 +21,7 @@ from trl_distill_plugins.plugin_checks import KINDS, Fault, KindName, call_hook,
 
 if TYPE_CHECKING:
     from trl_distill_plugins.losses.base import Loss
+    from trl_distill_plugins.losses.hidden import HiddenLoss
     from trl_distill_plugins.teachers.base import Teacher
 
 BUILTINS = ("trl_distill_plugins.losses.builtin", "trl_distill_plugins.teachers.builtin")
@@ -167,7 +168,7 @@ def broken() -> list[Broken]:
     return list(_registry().broken)
 
 
-def get_loss_class(name: str) -> "type[Loss]":
+def get_loss_class(name: str) -> "type[Loss] | type[HiddenLoss]":
     """Return the loss class of that name. Raise `UnknownPluginError` or `PluginError` when there is none to use."""
     return _get_class("losses", name)
 

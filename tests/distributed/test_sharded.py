@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.distributed.conftest import greatest_difference
+from trl_distill_plugins.trainers.projectors import PROJECTORS_FILE
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 needs_deepspeed = pytest.mark.skipif(
@@ -22,6 +24,7 @@ SHARDED = {"use_cpu": False, "ddp_backend": "gloo"}
 TRAINERS = {
     "sft": {"distill_alpha": 0.7},
     "sft, teacher's completions": {"distill_alpha": 0.7, "max_new_tokens": 4, "generation_batch_size": 1},
+    "sft, hidden states": {"losses": [{"name": "hidden_mse"}, {"name": "forward_kl", "weight": 0.5}]},
     "gkd, dataset's completions": {"trainer": "gkd", "lmbda": 0.0},
     "gkd, student's completions": {"trainer": "gkd", "lmbda": 1.0, "temperature": 1e-7, "max_new_tokens": 6},
 }
@@ -43,16 +46,25 @@ def case(request, run_on, paired_rows, bare_rows):
 
 
 @pytest.fixture
-def run_sharded(case, run_on, monkeypatch):
-    """`run_sharded(config, sharding)`: the run on two processes, and how far it is from one process's."""
+def shard(run_on, monkeypatch):
+    """`shard(config, sharding, rows, **options)`: the `Run` on two processes."""
     root = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", "")))))
 
+    def run(config, sharding, rows, **options):
+        monkeypatch.setenv("SHARDING", sharding)
+        return run_on(2, rows, ["--accelerate_config", config], COMMAND, **options, **SHARDED)
+
+    return run
+
+
+@pytest.fixture
+def run_sharded(case, shard):
+    """`run_sharded(config, sharding)`: how far the run on two processes is from one process's."""
+
     def run(config, sharding):
         options, rows, one = case
-        monkeypatch.setenv("SHARDING", sharding)
-        two = run_on(2, rows, ["--accelerate_config", config], COMMAND, **options, **SHARDED)
-        return greatest_difference(two, one)
+        return greatest_difference(shard(config, sharding, rows, **options), one)
 
     return run
 
@@ -65,3 +77,24 @@ def test_deepspeed(stage, run_sharded):
 
 def test_fsdp2(run_sharded):
     assert max(run_sharded("fsdp2", "FSDP").values()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config", "sharding"),
+    [
+        pytest.param("deepspeed_zero2", "DEEPSPEED", marks=needs_deepspeed),
+        pytest.param("deepspeed_zero3", "DEEPSPEED", marks=needs_deepspeed),
+        ("fsdp2", "FSDP"),
+    ],
+)
+def test_projectors_are_saved_whole_and_resumed(config, sharding, shard, run_on, paired_rows):
+    options = {"losses": ["hidden_mse"], "save_strategy": "steps", "save_steps": 1}
+    one, two = run_on(1, paired_rows, **options), shard(config, sharding, paired_rows, **options)
+    resumed = shard(
+        config, sharding, paired_rows, **options, resume_from_checkpoint=str(two.folder / "checkpoint-2")
+    )  # fmt: skip
+    assert (resumed.weights() - one.weights()).abs().max() < TOLERANCE
+    for run in (two, resumed):
+        ours, expected = (load_file(r.folder / "checkpoint-3" / PROJECTORS_FILE) for r in (run, one))
+        assert ours.keys() == expected.keys()
+        assert max((ours[name] - weight).abs().max().item() for name, weight in expected.items()) < TOLERANCE

@@ -193,7 +193,7 @@ class Hellinger(Loss):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_loss_without_closed_form_is_tiled_by_autograd(temperature):
     term = Term(Hellinger(temperature=temperature), 0.5, "hellinger")
-    objective, case = Objective((term, *Objective.from_config(["forward_kl"]).terms)), make_case()
+    objective, case = Objective((term, *Objective.from_config(["forward_kl"]).tokens)), make_case()
     reference, gradients = naive(objective, case, 3)
     out, ours = engine(objective, case, 3, chunk_size=4)
     assert relative_error(out.loss.detach(), reference) <= 1e-5

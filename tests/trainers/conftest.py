@@ -5,6 +5,8 @@ import random
 import pytest
 from datasets import Dataset
 
+from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer
+
 WORDS = ["the", "quick", "brown", "fox", "lazy", "dog", "what", "is", "capital", "paris", "yes", "no", "good", "bad"]
 QUIET = {
     "use_cpu": True,
@@ -51,3 +53,33 @@ def logged():
         return [line[name] for line in trainer.state.log_history if name in line]
 
     return values
+
+
+@pytest.fixture
+def eager_lm(tiny_causal_lm):
+    """`eager_lm(seed, **shape)`: a tiny model that gives attention maps."""
+
+    def make(seed, **shape):
+        model = tiny_causal_lm(seed, **shape)
+        model.set_attn_implementation("eager")
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_hidden(rows, quiet, eager_lm, tiny_tokenizer):
+    """`make_hidden(losses, student, teacher, **config)`: a trainer; the teacher is wider and deeper, False for none."""
+
+    def make(losses, student=None, teacher=None, cls=DistillSFTTrainer, dataset=None, peft_config=None, **config):
+        config_class = DistillGKDConfig if issubclass(cls, DistillGKDTrainer) else DistillSFTConfig
+        return cls(
+            model=eager_lm(0, hidden=32) if student is None else student,
+            teacher_model=eager_lm(1, hidden=48, layers=4) if teacher is None else teacher or None,
+            args=config_class(**quiet | {"losses": losses} | config),
+            train_dataset=rows if dataset is None else dataset,
+            processing_class=tiny_tokenizer,
+            peft_config=peft_config,
+        )
+
+    return make

@@ -56,6 +56,14 @@ def test_a_schedule_moves_with_the_optimizer_steps(train, logged):
     assert logged(trainer, "loss") == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_weight_of_a_hidden_loss_moves_too(train, logged):
+    weight = {"schedule": "step", "values": [1.0, 0.0], "at": [0.5]}
+    trainer = train(["forward_kl", {"name": "hidden_cosine", "weight": weight}], max_steps=4)
+    kl, cosine = logged(trainer, "loss/forward_kl"), logged(trainer, "loss/hidden_cosine")
+    expected = [kl[0] + cosine[0], kl[1] + cosine[1], kl[2], kl[3]]
+    assert logged(trainer, "loss") == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_constant_schedule_is_a_constant(train):
     flat = {"schedule": "linear", "start": 0.3, "end": 0.3}
     moving, fixed = train([{"name": "jsd", "beta": flat}]), train([{"name": "jsd", "beta": 0.3}])
@@ -106,6 +114,8 @@ def test_a_sparse_teacher_trains(train, logged, tiny_causal_lm):
 def test_a_sparse_teacher_and_a_dense_loss_are_refused_before_training(train, tiny_causal_lm):
     with pytest.raises(ConfigError, match="loss 'taid' needs a dense teacher, and this one is top_k"):
         train(TAID, TopKTeacher(tiny_causal_lm(1)))
+    with pytest.raises(ConfigError, match="the loss hidden_mse compares layers, and a top_k teacher shows none"):
+        train(["forward_kl", "hidden_mse"], TopKTeacher(tiny_causal_lm(1)))
 
 
 @pytest.mark.parametrize("loss", ["forward_kl", "total_variation"], ids=["native", "eager"])

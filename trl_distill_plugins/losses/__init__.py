@@ -3,10 +3,13 @@
 from typing import Any
 
 from trl_distill_plugins.losses.base import Loss
+from trl_distill_plugins.losses.hidden import HiddenLoss
 
 
-def get_loss(name: str, **options: Any) -> Loss:
+def get_loss(name: str, **options: Any) -> Loss | HiddenLoss:
     """Make an installed loss: `get_loss("jsd", beta=0.3)(student_logits, teacher_logits)` -> `[...]`, fp32, nats.
+
+    A hidden loss takes outputs of two layers, `[..., H]`, where the others take logits.
 
     Raises:
         UnknownPluginError: no installed plugin has a loss of that name.

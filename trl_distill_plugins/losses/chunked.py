@@ -14,7 +14,8 @@ from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal, check_signal
-from trl_distill_plugins.losses.tile_gradients import Job, Tiles, at_least_float32, compute_dtype
+from trl_distill_plugins.losses.tile_gradients import Job, Tiles, compute_dtype
+from trl_distill_plugins.losses.tiles import at_least_float32
 
 DEFAULT_CHUNK_SIZE = 256
 # On a CPU, so many rows of a half-precision product are added to the fp32 gradient of the weight while in its cache.
@@ -26,7 +27,7 @@ class ObjectiveOutput(NamedTuple):
 
     Args:
         loss: scalar, `sum_i w_i sum_k weight_k T_k^2 loss_ki / normalizer`, differentiable.
-        terms: `[K]`, each term's `sum_i w_i T_k^2 loss_ki`; detached.
+        terms: `[K]`, `sum_i w_i T_k^2 loss_ki` of each of `Objective.tokens`; detached.
         statistics: `[5]`, sums over the tokens of the columns in `STATISTICS`; detached.
         tokens: N.
     """
@@ -49,7 +50,7 @@ def chunked_objective(
     on_policy: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> ObjectiveOutput:
-    """Evaluate `objective` on N trained tokens.
+    """Evaluate the losses on logits of `objective`, and the statistics, on N trained tokens.
 
     Args:
         objective: the weighted sum of losses.
@@ -69,7 +70,7 @@ def chunked_objective(
     if teacher is not None and len(teacher) != hidden.shape[0]:
         raise ValueError(f"the teacher's signal covers {len(teacher)} positions, the student trains {hidden.shape[0]}")
     if isinstance(teacher, SparseSignal):
-        check_signal(teacher, [term.loss for term in objective.terms], head.weight.shape[0])
+        check_signal(teacher, [term.loss for term in objective.tokens], head.weight.shape[0])
     elif teacher is not None:
         teacher = teacher.to(compute_dtype(teacher.hidden))
     scale = torch.ones_like(labels, dtype=at_least_float32(hidden.dtype)) if weights is None else weights
@@ -84,10 +85,12 @@ def chunked_objective(
 class _Gradients:
     """Accumulates the gradients by hidden states, head weight and head bias; skips those nobody needs."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool]) -> None:
-        self.hidden = torch.empty_like(hidden) if needed[0] else None
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, bool, bool], *, has_tiles: bool
+    ) -> None:
         # The first tile writes the weight's gradient, the others add to it: no pass of zeros before.
-        make = torch.empty_like if len(hidden) else torch.zeros_like
+        make = torch.empty_like if has_tiles else torch.zeros_like
+        self.hidden = make(hidden) if needed[0] else None
         self.weight = make(weight, dtype=at_least_float32(weight.dtype)) if needed[1] else None
         self.bias = None
         if bias is not None and needed[2]:
@@ -121,12 +124,15 @@ class _ChunkedObjective(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job
     ) -> tuple[Tensor, Tensor, Tensor]:
         needed = tuple(job.grad_enabled and need for need in ctx.needs_input_grad[:3])  # type: ignore[attr-defined]
-        tiles = Tiles(job, hidden, weight, bias, want_gradient=any(needed))
-        gradients = _Gradients(hidden, weight, bias, needed)  # type: ignore[arg-type]
+        # Without a token loss the gradients are zeros rather than absent: DDP waits for one of every parameter.
+        want_gradient = any(needed) and len(job.objective.tokens) > 0
+        tiles = Tiles(job, hidden, weight, bias, want_gradient=want_gradient)
+        has_tiles = want_gradient and len(hidden) > 0
+        gradients = _Gradients(hidden, weight, bias, needed, has_tiles=has_tiles)  # type: ignore[arg-type]
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], job.chunk_size):
                 tile_hidden, gradient = tiles.run(start)
-                if any(needed):
+                if want_gradient:
                     gradients.add(start, gradient, tile_hidden, tiles.weight)
             loss, terms, statistics = tiles.totals()
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)  # type: ignore[arg-type]

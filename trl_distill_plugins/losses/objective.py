@@ -3,25 +3,28 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from trl_distill_plugins.errors import ConfigError
-from trl_distill_plugins.losses.base import Loss
+from trl_distill_plugins.losses.base import BaseLoss, Loss
 from trl_distill_plugins.losses.checks import check_range
+from trl_distill_plugins.losses.hidden import HiddenLoss
 from trl_distill_plugins.losses.schedules import Schedule, parse_schedule
 from trl_distill_plugins.plugins import get_loss_class
 
+LossT = TypeVar("LossT", bound=BaseLoss, covariant=True)
+
 
 @dataclass(frozen=True)
-class Term:
+class Term(Generic[LossT]):
     """One loss with its weight in the sum; `label` names it in the logs, `schedule` moves its weight."""
 
-    loss: Loss
+    loss: LossT
     weight: float
     label: str
     schedule: Schedule | None = None
 
-    def at(self, progress: float) -> "Term":
+    def at(self, progress: float) -> "Term[LossT]":
         """The term with loss and weight as they are when the share `progress` of training is done."""
         weight = self.weight if self.schedule is None else self.schedule.at(progress)
         return replace(self, loss=self.loss.at(progress), weight=weight)
@@ -29,12 +32,23 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """`sum_k weight_k * T_k^2 * loss_k`, per token."""
+    """`sum_k weight_k * T_k^2 * loss_k`, per token.
 
-    terms: tuple[Term, ...]
+    Args:
+        tokens: losses on logits, which the chunked engine evaluates.
+        hidden: losses on hidden states and attention maps.
+    """
+
+    tokens: tuple[Term[Loss], ...]
+    hidden: tuple[Term[HiddenLoss], ...] = ()
+
+    @property
+    def terms(self) -> tuple[Term[BaseLoss], ...]:
+        """All of them, in the order in which they are logged."""
+        return *self.tokens, *self.hidden
 
     @classmethod
-    def from_config(cls, losses: Iterable[Mapping[str, Any] | str | Loss]) -> "Objective":
+    def from_config(cls, losses: Iterable[Mapping[str, Any] | str | BaseLoss]) -> "Objective":
         """Build an objective from `[{"name": "forward_kl", "weight": 0.7, "temperature": 3.0}, "cross_entropy"]`.
 
         A weight or a numeric option may be a schedule, see `losses.schedules.parse_schedule`.
@@ -44,18 +58,26 @@ class Objective:
             UnknownPluginError: no installed plugin has a loss of that name.
         """
         seen: Counter[str] = Counter()
-        terms = []
+        tokens: list[Term[Loss]] = []
+        hidden: list[Term[HiddenLoss]] = []
         for position, entry in enumerate(losses, start=1):
             loss, weight = _parse(entry, position)
             seen[loss.name] += 1
             label = loss.name if seen[loss.name] == 1 else f"{loss.name}_{seen[loss.name]}"
             schedule = weight if isinstance(weight, Schedule) else None
-            terms.append(Term(loss, weight.at(0.0) if isinstance(weight, Schedule) else weight, label, schedule))
-        if not terms:
+            now = weight.at(0.0) if isinstance(weight, Schedule) else weight
+            if isinstance(loss, Loss):
+                tokens.append(Term(loss, now, label, schedule))
+            elif isinstance(loss, HiddenLoss):
+                hidden.append(Term(loss, now, label, schedule))
+            else:
+                raise ConfigError(f"loss {loss.name!r} is neither a Loss nor a HiddenLoss; inherit from one of them")
+        objective = cls(tuple(tokens), tuple(hidden))
+        if not objective.terms:
             raise ConfigError("losses is empty; name at least one, or leave the option out for plain SFT")
-        if not any(term.weight or term.schedule for term in terms):
+        if not any(term.weight or term.schedule for term in objective.terms):
             raise ConfigError("every entry of losses has weight 0; give at least one a weight above 0")
-        return cls(tuple(terms))
+        return objective
 
     @property
     def needs_teacher(self) -> bool:
@@ -64,7 +86,9 @@ class Objective:
 
     def at(self, progress: float) -> "Objective":
         """The objective as it is when the share `progress` of training, 0 to 1, is done."""
-        return Objective(tuple(term.at(progress) for term in self.terms))
+        return Objective(
+            tuple(term.at(progress) for term in self.tokens), tuple(term.at(progress) for term in self.hidden)
+        )
 
     def moving(self, progress: float) -> dict[str, float]:
         """The numbers that move with training, as they are at `progress`: `jsd/beta`, `jsd/weight`, `taid/t`."""
@@ -97,8 +121,8 @@ class Objective:
                 term.loss.load_state_dict(states[term.label])
 
 
-def _parse(entry: Mapping[str, Any] | str | Loss, position: int) -> tuple[Loss, float | Schedule]:
-    if isinstance(entry, Loss):
+def _parse(entry: Mapping[str, Any] | str | BaseLoss, position: int) -> tuple[BaseLoss, float | Schedule]:
+    if isinstance(entry, BaseLoss):
         return entry, 1.0
     options: dict[str, Any] = {}
     if isinstance(entry, str):

@@ -1,12 +1,13 @@
 """What a teacher says about N trained positions, in the form the chunked engine reads tile by tile."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.layers import LayerStates
 
 
 @dataclass(frozen=True)
@@ -16,23 +17,26 @@ class DenseSignal:
     Args:
         hidden: `[N, H_t]`, one row per trained position, in the student's order.
         head: the teacher's head. Its vocabulary may be padded to another width than the student's.
+        layers: the layers a hidden loss asked for, see `Teacher.show_layers`.
     """
 
     hidden: Tensor
     head: LMHead
+    layers: LayerStates = field(default_factory=LayerStates)
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
     def to(self, dtype: torch.dtype) -> "DenseSignal":
         """The same signal, to be projected in `dtype`."""
-        return self if dtype == self.hidden.dtype else DenseSignal(self.hidden.to(dtype), self.head)
+        return self if dtype == self.hidden.dtype else replace(self, hidden=self.hidden.to(dtype))
 
     def on(self, device: torch.device) -> "DenseSignal":
         """The same signal on another device; itself where it is there already."""
         head = self.head
         bias = None if head.bias is None else head.bias.to(device)
-        return DenseSignal(self.hidden.to(device), head.with_tensors(head.weight.to(device), bias))
+        moved = head.with_tensors(head.weight.to(device), bias)
+        return DenseSignal(self.hidden.to(device), moved, self.layers.on(device))
 
     @cached_property
     def _cast_head(self) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_tile_kernel
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
@@ -12,7 +13,7 @@ from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
 from trl_distill_plugins.losses.sparse import MergedTile, SparseSignal, merged_tile
 from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
-from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile
+from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, at_least_float32
 
 # Eager torch on a CPU works on so many logits at a time: its intermediate results then stay in the second-level cache.
 _SLAB_LOGITS = 1 << 18
@@ -32,11 +33,6 @@ class Job:
     chunk_size: int
     grad_enabled: bool
     divides_late: bool  # fp16 gradients are divided in backward, once the loss scaler has enlarged them: they underflow
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -59,7 +55,7 @@ class Tiles:
         if isinstance(job.teacher, DenseSignal):
             self._teacher = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(job.teacher.hidden))
         value_dtype = at_least_float32(dtype)
-        self.values = hidden.new_empty(len(job.objective.terms), hidden.shape[0], dtype=value_dtype)
+        self.values = hidden.new_empty(len(job.objective.tokens), hidden.shape[0], dtype=value_dtype)
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
         self.token_scale = (job.weights / (1.0 if job.divides_late else job.normalizer)).to(value_dtype)
         self._kernel, self._kernel_terms = _kernel_for(job, self._student, self._teacher)
@@ -81,8 +77,8 @@ class Tiles:
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, the terms and the statistics, summed over all tiles."""
         objective, weights = self.job.objective, self.job.weights.to(self.values.dtype)
-        scales = self.values.new_tensor([term.loss.scale for term in objective.terms])
-        shares = self.values.new_tensor([term.weight for term in objective.terms])
+        scales = self.values.new_tensor([term.loss.scale for term in objective.tokens])
+        shares = self.values.new_tensor([term.weight for term in objective.tokens])
         terms = (self.values @ weights) * scales
         return terms @ shares / self.job.normalizer, terms, self.statistics.sum(0)
 
@@ -119,7 +115,7 @@ class Tiles:
         signal = job.teacher[tokens] if isinstance(job.teacher, SparseSignal) else None
         self.statistics[tokens] = tile_statistics(tile, None if signal is None else merged_tile(tile, signal))
         total: Tensor | None = None
-        for row, term in zip(self.values, job.objective.terms, strict=True):
+        for row, term in zip(self.values, job.objective.tokens, strict=True):
             row[tokens], gradient = self._evaluate(term, tile, signal)
             if gradient is not None:
                 factor = term.weight * term.loss.scale / term.loss.temperature
@@ -127,7 +123,9 @@ class Tiles:
         if total is not None:
             raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
 
-    def _evaluate(self, term: Term, tile: LogitsTile, signal: SparseSignal | None) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(
+        self, term: Term[Loss], tile: LogitsTile, signal: SparseSignal | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
         merged: MergedTile | None = None
         if signal is not None and term.loss.needs_teacher:
@@ -147,7 +145,7 @@ def _teacher_head(job: Job) -> LMHead:
 
 def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> tuple[TileKernel | None, list[KernelTerm]]:
     """The native kernel and its terms, if it knows every loss of the objective and the dtypes at hand."""
-    terms = [term.loss.kernel_term(term.weight * term.loss.scale) for term in job.objective.terms]
+    terms = [term.loss.kernel_term(term.weight * term.loss.scale) for term in job.objective.tokens]
     dtypes = {student.dtype} if teacher is None else {student.dtype, teacher.dtype}
     known = [term for term in terms if term is not None]
     is_sparse = isinstance(job.teacher, SparseSignal)

@@ -13,6 +13,11 @@ Tail = Literal["bucket", "renormalise"]
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def match_width(logits: Tensor, width: int) -> Tensor:
     """Bring `[..., V_t]` to `[..., width]`: cut the columns beyond it, or add columns without mass (-inf)."""
     return torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-math.inf)

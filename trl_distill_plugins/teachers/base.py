@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.losses.layers import LayerRequest, ModelShape
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.losses.tiles import TeacherForm
@@ -79,3 +81,18 @@ class Teacher(ABC):
     @abstractmethod
     def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
         """Continue each prompt, given as token ids of the student's tokenizer. One batch; order kept."""
+
+    def shape(self) -> ModelShape:
+        """The shape of the teacher's model. One that cannot `show_layers` raises `TeacherError`."""
+        raise TeacherError(_no_layers(self))
+
+    def show_layers(self, request: LayerRequest) -> None:
+        """Put these layers into each signal from now on. A teacher that cannot raises `TeacherError`."""
+        raise TeacherError(_no_layers(self))
+
+
+def _no_layers(teacher: Teacher) -> str:
+    return (
+        f"the teacher {teacher.name!r} gives no hidden states or attention maps, which hidden losses compare; use a "
+        "model in memory (teacher_model_name_or_path: a path or hub name), or losses on logits"
+    )

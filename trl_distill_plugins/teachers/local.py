@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trl_distill_plugins.errors import TeacherError, load_failure
 from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.layers import LayerRequest, LayerStates, ModelShape
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
 
@@ -37,6 +38,7 @@ class LocalTeacher(Teacher):
             self.model = _without_peft_wrapper(address)
         self.model.eval().requires_grad_(False)
         self._module: Any = self.model
+        self._request = LayerRequest()
 
     @property
     def module(self) -> nn.Module:
@@ -87,25 +89,35 @@ class LocalTeacher(Teacher):
     def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal:
         """Run the backbone; the head is applied tile by tile by the engine."""
         with torch.no_grad():
-            hidden = last_hidden_states(self._module, self.model, inputs)[:, :-1]
+            output = backbone_output(self._module, self.model, inputs, **self._request.options)
+            hidden = output.last_hidden_state[:, :-1]
             hidden = hidden[trained.to(hidden.device)]
-        return DenseSignal(hidden, LMHead.of(self.model))
+            layers = LayerStates.of(output, trained, self._request)
+        return DenseSignal(hidden, LMHead.of(self.model), layers)
+
+    def shape(self) -> ModelShape:
+        """The shape of the model."""
+        return ModelShape.of(self.model)
+
+    def show_layers(self, request: LayerRequest) -> None:
+        """Keep the outputs of these layers whenever the backbone runs."""
+        self._request = request
 
     def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
         """Continue the prompts in one left-padded batch."""
         return generate(self.model, prompts, generation)
 
 
-def last_hidden_states(module: nn.Module, model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Return the last hidden states `[B, T, H]` of `model`, called through its wrapper `module`.
+def backbone_output(module: nn.Module, model: Any, inputs: dict[str, Any], **options: Any) -> Any:
+    """Return what the backbone of `model` puts out, `last_hidden_state` `[B, T, H]`; `module` is its wrapper.
 
-    The wrapper (FSDP, DeepSpeed, accelerate's autocast) must see a call of its own forward, so the hidden states are
-    taken from the backbone on the way, and the head projects a single position.
+    The wrapper (FSDP, DeepSpeed, accelerate's autocast) must see a call of its own forward, so the output is taken
+    from the backbone on the way, and the head projects a single position. `options` go to the forward.
     """
-    caught: list[Tensor] = []
-    hook = model.base_model.register_forward_hook(lambda *call: caught.append(call[-1].last_hidden_state))
+    caught: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda *call: caught.append(call[-1]))
     try:
-        module(**inputs, use_cache=False, logits_to_keep=1)
+        module(**inputs, use_cache=False, logits_to_keep=1, **options)
     finally:
         hook.remove()
     return caught[0]

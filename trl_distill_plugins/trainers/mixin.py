@@ -1,31 +1,34 @@
 """The mixin that turns a TRL trainer into a distilling one."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from trl_distill_plugins.errors import ConfigError, load_failure
+from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
-from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
-from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.chunked import ObjectiveOutput
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal, check_form
+from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator
-from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
+from trl_distill_plugins.trainers.hidden_terms import HiddenTerms
+from trl_distill_plugins.trainers.preconditions import (
+    check_teacher_given,
+    load_teacher,
+    load_tokenizer,
+    refuse_unsupported,
+)
 from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
+from trl_distill_plugins.trainers.student_pass import TrainedPositions, student_pass
 from trl_distill_plugins.trainers.teacher_health import check_finite
 from trl_distill_plugins.trainers.views import ViewPreparation
 
@@ -72,16 +75,8 @@ class DistillationMixin:
             raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
 
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
-        if teacher_model is not None and teacher_model is arguments.get("model"):
-            raise ConfigError(
-                "model and teacher_model are the same object, and a teacher is frozen; pass a path or a copy.deepcopy"
-            )
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
-        if objective is not None and objective.needs_teacher and teacher_model is None:
-            names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
-            raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
-        if teacher_model is None and args.teacher_prompt_template is not None:
-            raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
+        check_teacher_given(args, objective, teacher_model, arguments.get("model"))
         formats = arguments.get("formatting_func") is not None
         datasets = [] if formats else [arguments.get("train_dataset"), arguments.get("eval_dataset")]
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
@@ -93,19 +88,11 @@ class DistillationMixin:
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
-        tokenizer = arguments.get("processing_class") or _load_tokenizer(arguments.get("model"), args)
+        tokenizer = arguments.get("processing_class") or load_tokenizer(arguments.get("model"), args)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ConfigError("vision-language models are not supported; pass a text tokenizer as processing_class")
         arguments["processing_class"] = tokenizer
-        teacher = None
-        if teacher_model is not None:
-            init_kwargs = args.teacher_model_init_kwargs or {}
-            if isinstance(teacher_model, str) and args.trust_remote_code:
-                init_kwargs = {"trust_remote_code": True, **init_kwargs}
-            teacher = make_teacher(teacher_model, init_kwargs)
-            teacher.check_student(tokenizer)
-            if objective is not None:
-                check_form(teacher.form, [term.loss for term in objective.terms])
+        teacher = None if teacher_model is None else load_teacher(args, objective, teacher_model, tokenizer)
         if builds_views:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._init_parent(arguments)
@@ -120,7 +107,8 @@ class DistillationMixin:
 
     def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
         if objective is not None:
-            _refuse_unsupported(self)
+            refuse_unsupported(self)
+            self.hidden_terms = HiddenTerms(objective, teacher, self)
         self.objective, self.teacher = objective, teacher
         if builds_views:
             self._views = ViewPreparation(
@@ -176,10 +164,10 @@ class DistillationMixin:
         labels, on_policy = student.pop("labels"), student.pop(ON_POLICY, False)
         trained = labels[:, 1:] != IGNORE_INDEX
         signal = self._teacher_signal(inputs, student, trained) if objective.needs_teacher else None
-        positions = _Positions(
+        positions = TrainedPositions(
             labels[:, 1:][trained], trained, on_policy, self._normalizer(trained, num_items_in_batch)
         )
-        output = self._run_student(model, objective, student, positions, signal)
+        output = student_pass(self, model, objective, student, positions, signal)
         if signal is not None:
             where = f"the batch of step {self.state.global_step + 1}, process {self.accelerator.process_index}"
             check_finite(output, self.teacher, signal, trained, where)
@@ -208,39 +196,6 @@ class DistillationMixin:
         ranks = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
         return count / ranks
 
-    def _run_student(
-        self: Any,
-        model: nn.Module,
-        objective: Objective,
-        inputs: dict[str, Any],
-        positions: "_Positions",
-        signal: DenseSignal | SparseSignal | None,
-    ) -> ObjectiveOutput:
-        unwrapped = self.accelerator.unwrap_model(model)
-        causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
-
-        def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
-            with self.accelerator.autocast():
-                hidden = causal_lm.base_model(**student_inputs, use_cache=False).last_hidden_state[:, :-1]
-                hidden = hidden[positions.trained.to(hidden.device)]
-                with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
-                    home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
-                    labels = positions.labels.to(home)
-                    output = chunked_objective(
-                        objective,
-                        hidden.to(home),
-                        head,
-                        labels,
-                        None if teacher is None else teacher.on(home),
-                        normalizer=positions.normalizer.to(home),
-                        on_policy=torch.ones_like(labels, dtype=torch.bool) if positions.on_policy else None,
-                        chunk_size=self.args.loss_chunk_size,
-                    )
-                    return (output.loss.to(positions.labels.device), *output[1:])
-
-        # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
-        return ObjectiveOutput(*trl_compat.run_inside_forward(model, unwrapped, forward, inputs))
-
     def _record(self: Any, output: ObjectiveOutput, inputs: dict[str, Any]) -> None:
         mode = "train" if self.model.training else "eval"
         self._figures[mode].add(output)
@@ -266,7 +221,14 @@ class DistillationMixin:
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         with whole_or_nothing(folder):
+            if self.objective is not None:  # before the state file, which marks the checkpoint as whole
+                self.hidden_terms.save(folder, is_writer=self.args.should_save)
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.objective is not None and not self.is_fsdp_enabled:  # FSDP, like DeepSpeed, restores all it wrapped
+            self.hidden_terms.load(Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
@@ -279,55 +241,6 @@ class DistillationMixin:
             self._progress.load(checkpoint)
 
 
-@dataclass(frozen=True)
-class _Positions:
-    """The trained positions of a batch: their labels `[N]`, where they are in it `[B, T - 1]`, whether the student
-    wrote them, and the divisor of their loss."""
-
-    labels: Tensor
-    trained: Tensor
-    on_policy: bool
-    normalizer: Tensor
-
-
 def _prefix_of(logs: dict[str, float]) -> str:
     """What stands in front of the names of an evaluation: with several datasets, each has its own."""
     return next((name.removesuffix("loss") for name in logs if name.endswith("_loss")), "eval_")
-
-
-@contextmanager
-def _whole_signal(signal: DenseSignal | SparseSignal | None) -> Iterator[DenseSignal | SparseSignal | None]:
-    if not isinstance(signal, DenseSignal):
-        yield signal
-        return
-    with trl_compat.whole_head(signal.head) as head:
-        yield replace(signal, head=head)
-
-
-def _load_tokenizer(model: Any, args: Any) -> Any:
-    """The student's tokenizer, found as `SFTTrainer` finds it."""
-    name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
-    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load the tokenizer of the student {name!r}: {load_failure(name, error)}") from error
-
-
-def _refuse_unsupported(trainer: Any) -> None:
-    """Name what the objective would get wrong rather than train on it."""
-    if trainer.aux_loss_enabled:
-        raise ConfigError(
-            "the student is a mixture of experts with a load-balancing loss, which distillation does not add yet; "
-            "set router_aux_loss_coef: 0"
-        )
-    if trainer.args.loss_type == "dft" or trainer.label_smoother is not None or trainer.compute_loss_func is not None:
-        raise ConfigError(
-            "loss_type: dft, label_smoothing_factor and compute_loss_func are other losses than the objective; smooth "
-            "labels with losses: [{name: cross_entropy, label_smoothing: ...}], and write your own loss as a Loss"
-        )
-    if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ConfigError("prompt-learning adapters shift the student's positions; use LoRA or another weight adapter")
-    parallelism = trainer.accelerator.parallelism_config
-    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ConfigError("context and sequence parallelism split a row over ranks, which distillation cannot pair yet")

@@ -34,6 +34,7 @@ __all__ = [
     "unwrap_model_for_generation",
     "whole_head",
     "whole_model",
+    "whole_tensor",
 ]
 
 
@@ -72,10 +73,11 @@ def place_teacher(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 def whole_head(head: LMHead) -> Iterator[LMHead]:
     """The head with its whole weight, gathered for the time of the context from ZeRO-3 or FSDP2 shards."""
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
-        yield head.with_tensors(_whole(head.weight), None if head.bias is None else _whole(head.bias))
+        yield head.with_tensors(whole_tensor(head.weight), None if head.bias is None else whole_tensor(head.bias))
 
 
-def _whole(parameter: Tensor) -> Tensor:
+def whole_tensor(parameter: Tensor) -> Tensor:
+    """Gather a weight from FSDP2 shards. Collective."""
     if isinstance(parameter, torch.distributed.tensor.DTensor):
         return parameter.full_tensor()
     return parameter

@@ -1,0 +1,71 @@
+"""What a distillation run needs before it can start, and what it cannot do."""
+
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from trl_distill_plugins.errors import ConfigError, load_failure
+from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.losses.sparse import check_form
+from trl_distill_plugins.teachers import make_teacher
+from trl_distill_plugins.teachers.base import Teacher
+from trl_distill_plugins.trainers import trl_compat
+
+
+def check_teacher_given(args: Any, objective: Objective | None, teacher_model: Any, model: Any) -> None:
+    """Raise `ConfigError` unless there is a teacher exactly where one is needed, and it is not the student."""
+    if teacher_model is not None and teacher_model is model:
+        raise ConfigError(
+            "model and teacher_model are the same object, and a teacher is frozen; pass a path or a copy.deepcopy"
+        )
+    if teacher_model is not None:
+        return
+    if objective is not None and objective.needs_teacher:
+        names = ", ".join(term.label for term in objective.terms if term.loss.needs_teacher)
+        raise ConfigError(f"the loss {names} compares with a teacher; set teacher_model_name_or_path")
+    if args.teacher_prompt_template is not None:
+        raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
+
+
+def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
+    """The teacher of a run, which shares the student's `tokenizer` and says what the losses need."""
+    init_kwargs = args.teacher_model_init_kwargs or {}
+    if isinstance(teacher_model, str) and args.trust_remote_code:
+        init_kwargs = {"trust_remote_code": True, **init_kwargs}
+    teacher = make_teacher(teacher_model, init_kwargs)
+    teacher.check_student(tokenizer)
+    if objective is not None:
+        check_form(teacher.form, [term.loss for term in objective.tokens])
+        if objective.hidden and teacher.form != "dense":
+            names = ", ".join(term.label for term in objective.hidden)
+            raise ConfigError(f"the loss {names} compares layers, and a {teacher.form} teacher shows none")
+    return teacher
+
+
+def load_tokenizer(model: Any, args: Any) -> Any:
+    """The student's tokenizer, found as `SFTTrainer` finds it."""
+    name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the tokenizer of the student {name!r}: {load_failure(name, error)}") from error
+
+
+def refuse_unsupported(trainer: Any) -> None:
+    """Name what the objective would get wrong rather than train on it."""
+    if trainer.aux_loss_enabled:
+        raise ConfigError(
+            "the student is a mixture of experts with a load-balancing loss, which distillation does not add yet; "
+            "set router_aux_loss_coef: 0"
+        )
+    if trainer.args.loss_type == "dft" or trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        raise ConfigError(
+            "loss_type: dft, label_smoothing_factor and compute_loss_func are other losses than the objective; smooth "
+            "labels with losses: [{name: cross_entropy, label_smoothing: ...}], and write your own loss as a Loss"
+        )
+    if getattr(getattr(trainer.model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ConfigError("prompt-learning adapters shift the student's positions; use LoRA or another weight adapter")
+    parallelism = trainer.accelerator.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ConfigError("context and sequence parallelism split a row over ranks, which distillation cannot pair yet")

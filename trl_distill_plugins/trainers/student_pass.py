@@ -1,0 +1,81 @@
+"""One pass of the student over a batch: backbone, head and objective, inside the forward of the model's wrapper."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
+from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.trainers import trl_compat
+
+
+@dataclass(frozen=True)
+class TrainedPositions:
+    """The positions of a batch that are trained.
+
+    Args:
+        labels: the tokens that follow them, `[N]`.
+        trained: where they are in the batch, `[B, T - 1]`, bool.
+        on_policy: whether the student wrote these tokens.
+        normalizer: what the sum of their losses is divided by.
+    """
+
+    labels: Tensor
+    trained: Tensor
+    on_policy: bool
+    normalizer: Tensor
+
+
+def student_pass(
+    trainer: Any,
+    model: nn.Module,
+    objective: Objective,
+    inputs: dict[str, Any],
+    positions: TrainedPositions,
+    signal: DenseSignal | SparseSignal | None,
+) -> ObjectiveOutput:
+    """Run the trainer's student on `inputs` `[B, T]` and evaluate `objective` at `positions`; differentiable."""
+    unwrapped = trainer.accelerator.unwrap_model(model)
+    causal_lm = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+    def forward(student_inputs: dict[str, Any]) -> tuple[Any, ...]:
+        with trainer.accelerator.autocast():
+            backbone = causal_lm.base_model(**student_inputs, use_cache=False, **trainer.hidden_terms.request.options)
+            hidden = backbone.last_hidden_state[:, :-1]
+            hidden = hidden[positions.trained.to(hidden.device)]
+            with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
+                home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
+                labels = positions.labels.to(home)
+                output = chunked_objective(
+                    objective,
+                    hidden.to(home),
+                    head,
+                    labels,
+                    None if teacher is None else teacher.on(home),
+                    normalizer=positions.normalizer.to(home),
+                    on_policy=torch.ones_like(labels, dtype=torch.bool) if positions.on_policy else None,
+                    chunk_size=trainer.args.loss_chunk_size,
+                )
+                output = trainer.hidden_terms.add(
+                    output, objective, backbone, positions.trained, teacher, positions.normalizer
+                )
+                return (output.loss.to(positions.labels.device), *output[1:])
+
+    # A plain tuple: DeepSpeed rebuilds whatever a forward returns, and cannot rebuild a named one.
+    return ObjectiveOutput(*trl_compat.run_inside_forward(model, unwrapped, forward, inputs))
+
+
+@contextmanager
+def _whole_signal(signal: DenseSignal | SparseSignal | None) -> Iterator[DenseSignal | SparseSignal | None]:
+    if not isinstance(signal, DenseSignal):
+        yield signal
+        return
+    with trl_compat.whole_head(signal.head) as head:
+        yield replace(signal, head=head)
