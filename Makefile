@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-distributed bench
+.PHONY: demo test test-distributed bench docs
 
 demo: $(STAMP)
 	$(BIN)/trl-distill demo
@@ -24,6 +24,10 @@ test-distributed: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loss_engine.py
+
+# The plots of docs/losses.md, under a minute.
+docs: $(STAMP)
+	$(BIN)/python docs/draw_losses.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or newer, or set PYTHON=..." >&2; exit 1; }
