@@ -10,7 +10,7 @@ from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of, through_sof
 
 class UniversalLogit(Loss):
     """`sum_i |sort(q)_i - sort(p)_i|`: probabilities are compared rank by rank, whatever the tokens are (ULD,
-    2402.12030). The shorter vocabulary is filled up with zeros. Sorts both vocabularies.
+    2402.12030). Tokens the teacher lacks count as zeros. Sorts both vocabularies.
     """
 
     name = "universal_logit"
