@@ -12,6 +12,7 @@ from trl_distill_plugins.errors import ConfigError, did_you_mean
 COMMANDS = {  # name: (module with `run(argv: list[str]) -> int`, help)
     "demo": ("trl_distill_plugins.cli.demo", "distil a prompted teacher into an unprompted student, small and offline"),
     "train": ("trl_distill_plugins.cli.train", "train a student: SFT or GKD with any teacher and any losses"),
+    "cache": ("trl_distill_plugins.cli.cache", "keep what a teacher says about a dataset on disk, to train from it"),
     "plugins": ("trl_distill_plugins.cli.plugins", "list every loss and teacher installed, its owner and its options"),
 }
 

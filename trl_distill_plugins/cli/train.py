@@ -1,23 +1,27 @@
 """`trl-distill train`: hand the arguments to accelerate, which starts one worker a device."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from trl_distill_plugins.cli.launch import CONFIG_FLAG, LAUNCH_FLAGS, launch, resolve_launch_args
 from trl_distill_plugins.errors import ConfigError
 
-WORKER = "trl_distill_plugins.cli.worker"
 LAUNCH_OPTIONS = tuple(flag.removeprefix("--") for flag in (CONFIG_FLAG, *LAUNCH_FLAGS))
 
 
 def run(argv: list[str]) -> int:
     """Train; return the exit code of the workers."""
-    if "-h" in argv or "--help" in argv:
-        from trl_distill_plugins.cli.train_worker import main
+    return run_workers("trl_distill_plugins.cli.worker", "trl_distill_plugins.cli.train_worker", argv)
 
-        return main(argv)
-    accelerate_args, train_args = resolve_launch_args([*_launch_flags_in(read_config(argv)), *argv])
-    return launch(WORKER, accelerate_args, train_args)
+
+def run_workers(module: str, main_module: str, argv: list[str]) -> int:
+    """Start `module` on every device with the arguments of a training run; `main_module` prints the help here."""
+    if "-h" in argv or "--help" in argv:
+        code: int = importlib.import_module(main_module).main(argv)
+        return code
+    accelerate_args, worker_args = resolve_launch_args([*_launch_flags_in(read_config(argv)), *argv])
+    return launch(module, accelerate_args, worker_args)
 
 
 def _launch_flags_in(config: dict[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     arguments, training, model = parse_arguments(argv)
     _check_student(model, training.trust_remote_code)
     checkpoint = _checkpoint(training)
-    trainer = _make(arguments, training, model)
+    trainer = make_trainer(arguments, training, model)
     trainer.train(resume_from_checkpoint=checkpoint)
     save_whole(trainer, training.output_dir)
     if training.push_to_hub:
@@ -58,10 +58,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
+def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
     """The arguments of a run, from `--config` and flags; flags win.
 
-    Returns what to train on, the training arguments (`DistillSFTConfig` or `DistillGKDConfig`) and the student.
+    Returns what to train on (`TrainArguments`), the training arguments (`DistillSFTConfig` or `DistillGKDConfig`), the
+    student (`ModelConfig`), and an object of each dataclass in `more`.
 
     Raises:
         ConfigError: an option is unknown, malformed, out of range or missing.
@@ -73,7 +74,7 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     if not (option_in(argv, "output_dir") or config.get("output_dir")):
         raise ConfigError("output_dir is missing: name the folder the student goes to")
     config_class, _ = _TRAINERS[name]
-    parser = _Parser((TrainArguments, config_class, ModelConfig), prog="trl-distill train", allow_abbrev=False)
+    parser = _Parser((TrainArguments, config_class, ModelConfig, *more), prog="trl-distill train", allow_abbrev=False)
     parser.error = _refuse
     try:
         *parsed, unknown = parser.parse_args_and_config(_config_apart(argv), return_remaining_strings=True)
@@ -82,7 +83,7 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error).strip()) from error
     _check_known(unknown, (action.dest for action in parser._actions))
-    arguments, training, model = parsed
+    arguments, training, model, *others = parsed
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
@@ -94,7 +95,7 @@ def parse_arguments(argv: list[str]) -> tuple[TrainArguments, Any, ModelConfig]:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-    return arguments, training, model
+    return arguments, training, model, *others
 
 
 class _Parser(TrlParser):
@@ -148,7 +149,7 @@ def _check_known(unknown: list[str], known: Iterable[str]) -> None:
         raise ConfigError(f"unexpected argument {unknown[0]!r}; options are written --name value")
 
 
-def _make(arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
+def make_trainer(arguments: TrainArguments, training: Any, model: ModelConfig) -> Any:
     """The trainer. What the libraries refuse while it is made is bad input: nothing has been trained."""
     train_dataset = _load(arguments, arguments.dataset_name, arguments.dataset_train_split, training)
     eval_dataset = _load_eval(arguments, training)

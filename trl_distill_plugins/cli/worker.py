@@ -1,5 +1,6 @@
-"""What `accelerate launch` starts on each device: the training run inside the guard, heavy imports included."""
+"""What `accelerate launch` starts on each device: a worker's main inside the guard, heavy imports included."""
 
+import importlib
 import logging
 import os
 import sys
@@ -10,21 +11,24 @@ from trl_distill_plugins.cli.guard import guarded
 from trl_distill_plugins.cli.launch import leave_process_group
 
 
-def run(argv: list[str]) -> int:
-    """Train; print one line and return its exit code where the input, the disk or Ctrl-C stopped it."""
-    return guarded("trl-distill train", lambda: _train(argv))
+def run(
+    argv: list[str], command: str = "trl-distill train", module: str = "trl_distill_plugins.cli.train_worker"
+) -> int:
+    """Run `main(argv)` of a worker's module; where the input, the disk or Ctrl-C stopped it, print one line that begins
+    with `command` and return the exit code."""
+    return guarded(command, lambda: _work(argv, module))
 
 
-def _train(argv: list[str]) -> int:
+def _work(argv: list[str], module: str) -> int:
     # TRL 1.16 sets the argument under its old name on every run; nobody who runs this command can change that.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # it hints at a kernel whoever imports it
-    from trl_distill_plugins.cli.train_worker import main
-
+    main = importlib.import_module(module).main
     if not sys.stderr.isatty():
         _leave_out_bars()
     try:
-        return main(argv)
+        code: int = main(argv)
+        return code
     finally:
         leave_process_group()
 

@@ -1,0 +1,118 @@
+"""A teacher that was asked before: its signals come from a cache on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trl_distill_plugins.errors import DataError, TeacherError
+from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+from trl_distill_plugins.teachers.cache.codec import decode
+from trl_distill_plugins.teachers.cache.documents import Document, documents_of
+from trl_distill_plugins.teachers.cache.header import tokenizer_fingerprint
+from trl_distill_plugins.teachers.cache.store import CacheStore
+from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request
+
+
+class CachedTeacher(Teacher):
+    """`teacher_model_name_or_path: "cache:DIR"`, DIR being what `trl-distill cache build` made.
+
+    Its signals are sparse. Completions it wrote while the cache was built are given again, others it cannot write.
+
+    Args:
+        address: the folder.
+    """
+
+    name = "cache"
+
+    def __init__(self, address: str, **init_kwargs: Any) -> None:
+        if init_kwargs:
+            raise TeacherError("a cached teacher is not loaded; drop teacher_model_init_kwargs")
+        try:
+            self._store = CacheStore(Path(address))
+        except DataError as error:
+            raise TeacherError(str(error)) from error
+        self.form = self._store.header["form"]
+        self._tokenizer: Any = None
+
+    def __str__(self) -> str:
+        """The folder, and whose word is in it."""
+        return f"cache:{self._store.folder} (of {self._store.header['teacher']})"
+
+    def check_student(self, tokenizer: Any) -> None:
+        """Raise `TeacherError` unless the cache was built with this tokenizer."""
+        self._tokenizer = tokenizer
+        self._check({"vocabulary": len(tokenizer), "tokenizer": tokenizer_fingerprint(tokenizer)})
+
+    def check_prompt(self, template: Any) -> None:
+        """Raise `TeacherError` unless the teacher saw prompts of this template."""
+        self._check({"teacher_prompt_template": template})
+
+    def _check(self, fields: dict[str, Any]) -> None:
+        try:
+            self._store.check(fields)
+        except DataError as error:
+            raise TeacherError(str(error)) from error
+
+    def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
+        """There is no model to place."""
+
+    def move_to(self, device: Any) -> None:
+        """There is no model to move."""
+
+    def signal(self, inputs: dict[str, Any], trained: Tensor) -> SparseSignal:
+        """Look up what the teacher said of each document of the batch.
+
+        Raises:
+            TeacherError: some of them are not in the cache.
+        """
+        documents = list(documents_of(inputs, trained))
+        blobs = [self._store.get(document.key) for document in documents]
+        missing = [document for document, blob in zip(documents, blobs, strict=True) if blob is None]
+        if missing:
+            raise TeacherError(self._explain(missing, len(documents)))
+        return _joined([decode(blob) for blob in blobs if blob is not None]).on(trained.device)
+
+    def _explain(self, missing: list[Document], count: int) -> str:
+        first = missing[0].ids
+        text = "" if self._tokenizer is None else f", which begins {self._tokenizer.decode(first[:12])!r}"
+        return (
+            f"{self} lacks {len(missing)} of the {count} texts of a batch; the first has {len(first)} tokens{text}. Rows, "
+            "templates, max_length and max_teacher_length must be those it was built with; the same `trl-distill cache "
+            "build` with this run's options adds what is missing"
+        )
+
+    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
+        """Give the completions again that were written while the cache was built."""
+        records = CompletionStore(self._store.folder, Ranks()).read()
+        name = self._store.header["teacher"]
+        found = [records.get(make_request(prompt, None, name, generation).key) for prompt in prompts]
+        lost = sum(record is None for record in found)
+        if lost:
+            raise TeacherError(
+                f"{self} holds no completion for {lost} of {len(prompts)} prompts with {generation}; build it with the "
+                "same rows, template and generation options, or give the rows their completions"
+            )
+        return [self._completion(record) for record in found if record is not None]
+
+    def _completion(self, record: dict[str, Any]) -> Completion:
+        ids = self._tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
+        return Completion(ids, record["finish_reason"] == "stop")
+
+
+def _joined(signals: list[SparseSignal]) -> SparseSignal:
+    """The signals one after the other, padded to the most tokens any names."""
+    if not signals:
+        return SparseSignal(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1))
+    width = max(signal.ids.shape[1] for signal in signals)
+
+    def padded(tensor: Tensor, value: float) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+    ids = torch.cat([padded(signal.ids, 0) for signal in signals])
+    log_probs = torch.cat([padded(signal.log_probs, -torch.inf) for signal in signals])
+    weights = [padded(signal.weights, 0.0) for signal in signals if signal.weights is not None]
+    return SparseSignal(ids, log_probs, torch.cat(weights) if weights else None)
