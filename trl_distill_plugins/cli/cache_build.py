@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         argv = [*argv, "--output_dir", str(folder)]  # for the completions the teacher writes
     arguments, training, model, cache = parse_arguments(argv, CacheArguments)
     if arguments.trainer != "sft":
-        raise ConfigError("a cache holds what a teacher says about texts that are there before training; set trainer: sft")
+        raise ConfigError("a cache holds what a teacher says of texts that are there before training; set trainer: sft")
     selection = cache.selection
     trainer = make_trainer(arguments, training, model)
     return _build(trainer, training, Path(str(folder)), selection, repair=cache.repair)
@@ -88,7 +88,10 @@ def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, r
         device=accelerator.device,
         ranks=Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone),
     )
-    accelerator.print(f"{folder} holds {len(store)} texts, all {len(documents)} of this run; train with teacher cache:{folder}")
+    accelerator.print(
+        f"{folder} holds {len(store)} texts, with all {len(documents)} of this run; train with "
+        f"teacher_model_name_or_path: cache:{folder}"
+    )
     return 0
 
 

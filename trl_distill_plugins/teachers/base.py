@@ -61,6 +61,10 @@ class Teacher(ABC):
     def check_student(self, tokenizer: Any) -> None:
         """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`."""
 
+    def check_prompt(self, template: Any) -> None:  # noqa: B027 - most teachers have nothing to check
+        """Raise `TeacherError` if the teacher cannot answer prompts of `teacher_prompt_template` as the config has it;
+        one that is asked now can."""
+
     @abstractmethod
     def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
         """Put every model the teacher holds through `place`, which shards it or moves it to its device."""

@@ -2,9 +2,10 @@
 
 from trl_distill_plugins.hookspecs import hookimpl
 from trl_distill_plugins.teachers.base import Teacher
+from trl_distill_plugins.teachers.cache.teacher import CachedTeacher
 from trl_distill_plugins.teachers.local import LocalTeacher
 
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    return [LocalTeacher]
+    return [LocalTeacher, CachedTeacher]

@@ -34,6 +34,7 @@ def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tok
         init_kwargs = {"trust_remote_code": True, **init_kwargs}
     teacher = make_teacher(teacher_model, init_kwargs)
     teacher.check_student(tokenizer)
+    teacher.check_prompt(args.teacher_prompt_template)
     if objective is not None:
         check_form(teacher.form, [term.loss for term in objective.tokens])
         if objective.hidden and teacher.form != "dense":

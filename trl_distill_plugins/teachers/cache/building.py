@@ -6,6 +6,7 @@ holds the same bytes whoever makes it, after whatever interruption, on any numbe
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -55,15 +56,16 @@ def fill_cache(
         ranks: every process takes every n-th shard.
     """
     shards = [documents[start : start + SHARD_DOCUMENTS] for start in range(0, len(documents), SHARD_DOCUMENTS)]
-    mine = [[document for document in shard if document.key not in store] for shard in shards[ranks.index :: ranks.count]]
+    mine = [[each for each in shard if each.key not in store] for shard in shards[ranks.index :: ranks.count]]
     total = sum(map(len, mine))
     with tqdm(total=total, desc="Teacher cache", unit="doc", disable=not total or ranks.index != 0) as progress:
         for shard in filter(None, mine):
-            records = []
+            records: list[tuple[bytes, bytes]] = []
             for batch in _batches(shard, batch_size):
                 records += _records(teacher, batch, selection, vocabulary, device)
                 progress.update(len(batch))
-            store.add_shard(_name(shard), records)
+            with suppress(FileExistsError):  # another builder was faster, with the same
+                store.add_shard(_name(shard), records)
     ranks.wait()
     store.refresh()
     return total
@@ -92,7 +94,7 @@ def _records(
         logits = signal.head(hidden)[:, :vocabulary].float()
         if not logits.max(-1).values.isfinite().all():
             raise TeacherError(f"the teacher {teacher} gave logits that are NaN or infinite; try another dtype for it")
-        yield document.key, encode(selection(logits, _generator(document)), vocabulary)
+        yield document.key, encode(selection(logits, _generator(document)), vocabulary, draws=selection.draws)
 
 
 def _generator(document: Document) -> torch.Generator:

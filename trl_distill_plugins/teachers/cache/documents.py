@@ -1,7 +1,7 @@
 """The documents of a batch, each with the address of what a teacher says about it.
 
-The address is a digest of all that the teacher's word depends on: the token ids it sees, and after which of them a token
-is trained. It is taken from the batch itself, so shuffling, padding, packing, subsets and the number of processes
+The address is a digest of all that the teacher's word depends on: the token ids it sees, and after which of them a
+token is trained. It is taken from the batch itself, so shuffling, padding, packing, subsets and the number of processes
 change nothing.
 """
 

@@ -1,6 +1,7 @@
 """Which tokens of a teacher's distribution are kept: the likeliest ones, or some drawn from it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.tiles import TeacherForm
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TopK:
         check_range("top_k", self.k, at_least=1)
         check_range("top_mass", self.mass, above=0.0, at_most=1.0)
 
-    form = "top_k"
+    form: ClassVar[TeacherForm] = "top_k"
+    draws: ClassVar[None] = None
 
     def __call__(self, logits: Tensor, generator: torch.Generator) -> SparseSignal:
         """Name tokens of each position from logits `[n, V]`, fp32. `generator` is not used."""
@@ -52,7 +55,7 @@ class Samples:
     def __post_init__(self) -> None:
         check_range("samples", self.draws, at_least=1, at_most=65535)
 
-    form = "sampled"
+    form: ClassVar[TeacherForm] = "sampled"
 
     def __call__(self, logits: Tensor, generator: torch.Generator) -> SparseSignal:
         """Draw tokens of each position from logits `[n, V]`, fp32, with `generator`, a CPU one."""
@@ -70,4 +73,3 @@ class Samples:
 
 
 Selection = TopK | Samples
-

@@ -53,7 +53,7 @@ class CachedTeacher(Teacher):
 
     def _check(self, fields: dict[str, Any]) -> None:
         try:
-            self._store.check(fields)
+            self._store.check({**self._store.header, **fields})
         except DataError as error:
             raise TeacherError(str(error)) from error
 
@@ -80,8 +80,8 @@ class CachedTeacher(Teacher):
         first = missing[0].ids
         text = "" if self._tokenizer is None else f", which begins {self._tokenizer.decode(first[:12])!r}"
         return (
-            f"{self} lacks {len(missing)} of the {count} texts of a batch; the first has {len(first)} tokens{text}. Rows, "
-            "templates, max_length and max_teacher_length must be those it was built with; the same `trl-distill cache "
+            f"{self} lacks {len(missing)} of the {count} texts of a batch; the first has {len(first)} tokens{text}. "
+            "Rows, templates, max_length and max_teacher_length must be those it was built with; `trl-distill cache "
             "build` with this run's options adds what is missing"
         )
 
