@@ -21,10 +21,15 @@ OPTIONS = [
     ("alpha_beta", {"alpha": 1.5, "beta": -0.5}),
     ("alpha_beta", {"alpha": 2.0, "beta": 0.5}),
     ("alpha_beta", {"alpha": 0.0, "beta": 0.0}),
+    ("contrastive", {"lam": 1.0}),
     ("cross_entropy", {"label_smoothing": 0.1}),
     ("decoupled_kd", {"alpha": 0.3, "beta": 4.0, "temperature": 2.0}),
     ("forward_kl", {"tail": "renormalise", "temperature": 3.0}),
     ("jsd", {"beta": {"schedule": "linear", "start": 0.1, "end": 1.0}}),
+    ("skew_kl", {"lam": 0.0}),
+    ("skew_kl", {"lam": 1.0}),
+    ("skew_reverse_kl", {"lam": 0.0}),
+    ("skew_reverse_kl", {"lam": 1.0}),
     ("total_variation", {"temperature": 2.5}),
 ]
 
