@@ -18,6 +18,7 @@ from trl_distill_plugins.testing import check_loss
 
 BUILT_IN = {r.name: r.cls for r in plugins.installed("losses") if r.owner.is_builtin and issubclass(r.cls, Loss)}
 OPTIONS = [
+    ("adaptive_kl", {"mu": 1.0}),
     ("alpha_beta", {"alpha": 1.5, "beta": -0.5}),
     ("alpha_beta", {"alpha": 2.0, "beta": 0.5}),
     ("alpha_beta", {"alpha": 0.0, "beta": 0.0}),
