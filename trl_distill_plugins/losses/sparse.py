@@ -127,12 +127,13 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     student = tile.student if temperature == 1.0 else tile.student / temperature
     width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
     named = log_probs > -torch.inf
-    ids = torch.where(named, signal.ids, signal.ids[:, :1])  # a column too many repeats a token, and has no mass
+    a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
+    ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
     unnamed = student.scatter(1, ids, -torch.inf)
     classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
     rest = None
     if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
-        rest = unnamed.logsumexp(-1, keepdim=True)
+        rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(_NO_MASS)  # a position may name every token
         classes = torch.cat([classes, rest], -1)
         teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
     view = TeacherTile(teacher)
