@@ -76,6 +76,25 @@ def test_an_objective_moves_weights_and_options():
         ),
         ({"name": "jsd", "beta": {"schedule": "step", "values": 1, "at": 2}}, "beta: values and at are lists"),
         (
+            {"name": "jsd", "beta": {"start": 0, "end": 1}},
+            "beta: a schedule is written {schedule: linear | cosine | step, ...}, got {'start': 0, 'end': 1}",
+        ),
+        ({"name": "jsd", "beta": {"schedule": ["linear"]}}, "beta: a schedule is written {schedule: linear | cosine"),
+        ({"name": "jsd", "beta": {"schedule": "linear", 1: 0, "end": 1}}, "takes start, end, until; got 1, end"),
+        ({"name": "jsd", 1: 0}, "loss 'jsd' has no option '1'. Options: temperature, "),
+        (
+            {"name": "jsd", "scale_by_t_squared": {"schedule": "linear", "start": 0, "end": 1}},
+            "loss 'jsd': scale_by_t_squared must be true or false, got 0",
+        ),
+        (
+            {
+                "name": "taid",
+                "t_start": {"schedule": "linear", "start": 0, "end": 1},
+                "t_end": {"schedule": "step", "values": [0.5, 1.0], "at": [0.9]},
+            },
+            "loss 'taid': t_end must be a number at least 0.9 and at most 1, got 0.5",
+        ),
+        (
             {"name": "jsd", "weight": {"schedule": "linear", "start": 1, "end": -1}},
             "losses, entry 1 (jsd): weight must be a number at least 0, got -1",
         ),

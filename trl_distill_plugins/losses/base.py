@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError, did_you_mean
-from trl_distill_plugins.losses.checks import check_choice, check_range
+from trl_distill_plugins.losses.checks import check_bool, check_choice, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.schedules import Schedule, parse_schedule
 from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
@@ -37,6 +37,7 @@ class TemperatureOptions:
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, above=0.0)
+        check_bool("scale_by_t_squared", self.scale_by_t_squared)
 
 
 @dataclass(frozen=True)

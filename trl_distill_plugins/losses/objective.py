@@ -57,6 +57,8 @@ class Objective:
             ConfigError: an entry has no name, an unknown option or a weight that is negative or not finite.
             UnknownPluginError: no installed plugin has a loss of that name.
         """
+        if isinstance(losses, str | Mapping) or not isinstance(losses, Iterable):
+            raise ConfigError(f"losses must be a list of names or of {{name: ..., weight: ..., ...}}, got {losses!r}")
         seen: Counter[str] = Counter()
         tokens: list[Term[Loss]] = []
         hidden: list[Term[HiddenLoss]] = []
@@ -128,7 +130,7 @@ def _parse(entry: Mapping[str, Any] | str | BaseLoss, position: int) -> tuple[Ba
     if isinstance(entry, str):
         options = {"name": entry}
     elif isinstance(entry, Mapping):
-        options = dict(entry)
+        options = {str(key): value for key, value in entry.items()}
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str):
         raise ConfigError(f"losses, entry {position}: expected {{name: ..., weight: ..., ...}}, got {entry!r}")
