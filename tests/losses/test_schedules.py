@@ -133,6 +133,15 @@ def test_taid_follows_its_algorithm():
     assert seen[1] > 0.4 + 0.6 * 2e-5, "the adaptive step leads the line at first"
 
 
+def test_a_scheduled_option_of_the_state_itself_is_followed():
+    rising = {"schedule": "linear", "start": 0.0, "end": 1.0}
+    objective, seen = Objective.from_config([{"name": "taid", "t_start": 0.0, "t_end": rising, "alpha": 0.0}]), []
+    for progress in (0.25, 0.5, 1.0):
+        objective.advance([1.0], progress)
+        seen.append(objective.moving(progress)["taid/t"])
+    assert seen == [0.0, 0.25, 1.0]
+
+
 def test_a_state_moves_to_the_scheduled_copy_and_through_a_state_dict():
     ramp = {"schedule": "linear", "start": 2.0, "end": 1.0}
     objective = Objective.from_config([{"name": "taid", "temperature": ramp}, "cross_entropy"])

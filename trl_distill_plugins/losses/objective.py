@@ -108,9 +108,13 @@ class Objective:
         return any(term.loss.state_dict() for term in self.terms)
 
     def advance(self, values: Sequence[float], progress: float) -> None:
-        """Move the losses' states after an optimizer step; `values` are the means of the terms over its tokens."""
+        """Move the losses' states after an optimizer step, by their options of that moment; `values` are the means of
+        the terms over its tokens."""
         for term, value in zip(self.terms, values, strict=True):
-            term.loss.advance(value, progress)
+            now = term.loss.at(progress)
+            now.advance(value, progress)
+            if now is not term.loss:
+                term.loss.load_state_dict(now.state_dict())
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The states of the losses that have one, by label."""
