@@ -1,6 +1,7 @@
 """What an objective may do in a run: move with progress, keep a state, learn from sparse teachers, and refuse."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -27,9 +28,9 @@ class TopKTeacher(LocalTeacher):
 def train(rows, quiet, tiny_causal_lm, tiny_tokenizer):
     """`train(losses, teacher=..., resume=None, **arguments)`: a trainer that has trained, on fixed rows and models."""
 
-    def run(losses, teacher=None, resume=None, **arguments):
+    def run(losses, teacher=None, resume=None, model=None, **arguments):
         trainer = DistillSFTTrainer(
-            tiny_causal_lm(0),
+            tiny_causal_lm(0) if model is None else model,
             DistillSFTConfig(losses=losses, **quiet | arguments),
             train_dataset=rows,
             processing_class=tiny_tokenizer,
@@ -136,6 +137,15 @@ def test_a_damaged_head_of_the_teacher_is_noticed(train, tiny_causal_lm, loss, v
     teacher.lm_head.weight.data[7, 3] = value
     with pytest.raises(TeacherError, match="the teacher 'LlamaForCausalLM' gave logits that are NaN or infinite"):
         train([loss], teacher)
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "total_variation"], ids=["native", "eager"])
+def test_a_student_that_is_not_a_number_is_not_the_teachers_fault(train, logged, tiny_causal_lm, loss):
+    student = tiny_causal_lm(0)
+    student.lm_head.weight.data[7, 3] = float("nan")
+    trainer = train([loss], model=student, max_steps=1)
+    assert math.isnan(logged(trainer, "teacher_kl")[0])
+    assert logged(trainer, "teacher_entropy")[0] > 0
 
 
 @pytest.mark.parametrize(("lmbda", "taken"), [(0.0, "skew_kl"), (1.0, "skew_reverse_kl")])
