@@ -119,6 +119,25 @@ def test_a_sparse_teacher_and_a_dense_loss_are_refused_before_training(train, ti
         train(["forward_kl", "hidden_mse"], TopKTeacher(tiny_causal_lm(1)))
 
 
+def test_a_schedule_that_leaves_what_a_sampled_teacher_allows_is_refused_before_training(
+    rows, quiet, tiny_causal_lm, tiny_tokenizer
+):
+    class SampledTeacher(TopKTeacher):
+        form = "sampled"
+
+    later = {"name": "forward_kl", "temperature": {"schedule": "step", "values": [1.0, 2.0], "at": [0.5]}}
+    with pytest.raises(
+        ConfigError, match="loss 'forward_kl' has temperature 2, and this teacher's tokens were sampled"
+    ):
+        DistillSFTTrainer(
+            tiny_causal_lm(0),
+            DistillSFTConfig(losses=[later], **quiet),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            teacher_model=SampledTeacher(tiny_causal_lm(1)),
+        )
+
+
 @pytest.mark.parametrize("loss", ["forward_kl", "total_variation"], ids=["native", "eager"])
 def test_a_teacher_that_is_not_a_number_is_named(train, tiny_causal_lm, loss):
     teacher = tiny_causal_lm(1)

@@ -82,7 +82,7 @@ class BaseLoss:
         try:
             defaults = {f.name: f.default for f in fields if isinstance(f.default, Schedule)}
             self._given = {name: parse_schedule(name, value) for name, value in {**defaults, **options}.items()}
-            for progress in sorted({at for schedule in self.schedules.values() for at in schedule.turns}):
+            for progress in self.turns:
                 self._options_at(progress)
             self.options = self._options_at(0.0)
         except ConfigError as error:
@@ -96,6 +96,11 @@ class BaseLoss:
     def schedules(self) -> dict[str, Schedule]:
         """The options that move with training."""
         return {name: value for name, value in self._given.items() if isinstance(value, Schedule)}
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """Points of progress between whose options all others lie; 0.0 alone for a loss without schedules."""
+        return tuple(sorted({0.0, *(at for schedule in self.schedules.values() for at in schedule.turns)}))
 
     def at(self, progress: float) -> Self:
         """The loss as it is when the share `progress` of training, 0 to 1, is done: its scheduled options fixed."""
