@@ -161,7 +161,7 @@ class Loss(BaseLoss):
             student = tile.student.detach().requires_grad_()
             values = self.per_token(dataclasses.replace(tile, student=student))
             (gradient,) = torch.autograd.grad(values.sum(), student)
-        return values.detach(), gradient
+        return values.detach(), gradient.contiguous()  # the engine writes to it, and autograd may expand one number
 
     def kernel_term(self, weight: float) -> KernelTerm | None:
         """How the native tile kernels know this loss with that weight; None if they don't."""
