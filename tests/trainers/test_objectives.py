@@ -103,6 +103,12 @@ def test_taid_resumes_where_it_was(train, logged, tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_taid_resumes_from_a_checkpoint_of_the_model_alone(train, logged):
+    whole = train(TAID, max_steps=6, save_strategy="steps", save_steps=3, save_only_model=True)
+    resumed = train(TAID, max_steps=6, resume=f"{whole.args.output_dir}/checkpoint-3")
+    assert logged(resumed, "objective/taid/t")[3] == logged(whole, "objective/taid/t")[3] > 0.4
+
+
 def test_a_sparse_teacher_trains(train, logged, tiny_causal_lm):
     teacher = tiny_causal_lm(1)
     teacher.lm_head.weight.data *= 30

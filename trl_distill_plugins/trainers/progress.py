@@ -47,10 +47,11 @@ class ObjectiveProgress(TrainerCallback):
         if tokens:
             self._objective.advance([total / tokens for total in sums], progress_of(state))
 
-    def save(self, folder: str) -> None:
-        """Write the states into a checkpoint's folder; nothing for an objective without."""
+    def save(self, folder: Path) -> None:
+        """Write the states into a checkpoint's folder, which is made if need be; nothing for an objective without."""
         if states := self._objective.state_dict():
-            Path(folder, STATE_FILE).write_text(json.dumps(states))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE_FILE).write_text(json.dumps(states))
 
     def load(self, folder: str) -> None:
         """Take over the states of a checkpoint, where it has any."""
