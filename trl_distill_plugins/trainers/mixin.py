@@ -142,6 +142,8 @@ class DistillationMixin:
         """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
+        if self.objective is not None:
+            self._figures["eval"] = RunningFigures(self.objective)  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self: Any) -> None:
