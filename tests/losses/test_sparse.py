@@ -240,13 +240,18 @@ DRAWS = SparseSignal(SIGNAL.ids, SIGNAL.log_probs, torch.tensor([[0.5, 0.5]]))
         ),
         (
             "forward_kl",
-            SparseSignal(torch.tensor([[3, 8]]), torch.zeros(1, 2)),
+            SparseSignal(torch.tensor([[3, 8]]), torch.tensor([[-1.0, -2.0]])),
             "the teacher names tokens 3 to 8, and the student's vocabulary has 8",
         ),
         (
             "forward_kl",
             SparseSignal(torch.tensor([[3, 7]]), torch.zeros(1, 3)),
             "the teacher's ids are [1, 2], its log_probs [1, 3]",
+        ),
+        (
+            "forward_kl",
+            SparseSignal(torch.tensor([[3, 7]]), torch.tensor([[2.5, 1.0]])),
+            "the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary",
         ),
     ],
 )

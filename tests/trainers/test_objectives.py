@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer
+from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer, get_loss
 from trl_distill_plugins.errors import ConfigError, TeacherError
 from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.local import LocalTeacher
@@ -187,3 +187,28 @@ def test_contrastive_knows_who_wrote_the_completion(lmbda, taken, rows, quiet, t
         return logged(trainer, "loss")[0]
 
     assert first_loss([{"name": "contrastive", "b": 1.0}]) == pytest.approx(first_loss([taken]), rel=1e-5)
+
+
+def test_training_again_starts_the_state_again(train, logged):
+    trainer = train(TAID, max_steps=3)
+    first = logged(trainer, "objective/taid/t")
+    trainer.train()
+    assert logged(trainer, "objective/taid/t")[0] == 0.4
+    assert first[0] == 0.4
+    assert first[-1] == 1.0
+
+
+def test_a_loss_made_in_python_keeps_its_state_and_can_be_written_down(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    ramp = {"schedule": "linear", "start": 2.0, "end": 1.0, "until": 1.0}
+    mine = get_loss("taid", alpha=0.5, temperature=ramp)
+    args = DistillSFTConfig(losses=[mine, "cross_entropy"], **quiet)
+    assert json.loads(args.to_json_string())["losses"] == [
+        {"name": "taid", "alpha": 0.5, "temperature": ramp},
+        "cross_entropy",
+    ]
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0), args, train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1)
+    )
+    trainer.train()
+    assert mine.state_dict()["t"] == 0.4
+    assert trainer.objective.state_dict()["taid"]["t"] == 1.0

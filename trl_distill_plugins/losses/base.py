@@ -93,6 +93,12 @@ class BaseLoss:
         return self.Options(**values)
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The loss as a config spells it: its name and the options it was given."""
+        given = {k: v.config if isinstance(v, Schedule) else v for k, v in self._given.items()}
+        return {"name": self.name, **given}
+
+    @property
     def schedules(self) -> dict[str, Schedule]:
         """The options that move with training."""
         return {name: value for name, value in self._given.items() if isinstance(value, Schedule)}

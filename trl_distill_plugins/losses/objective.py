@@ -1,5 +1,6 @@
 """An objective: the weighted sum of losses that one training run minimises."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ class Objective:
 
 def _parse(entry: Mapping[str, Any] | str | BaseLoss, position: int) -> tuple[BaseLoss, float | Schedule]:
     if isinstance(entry, BaseLoss):
-        return entry, 1.0
+        return copy.deepcopy(entry), 1.0  # its state will be this objective's alone
     options: dict[str, Any] = {}
     if isinstance(entry, str):
         options = {"name": entry}

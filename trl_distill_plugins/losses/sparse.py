@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from trl_distill_plugins.losses.base import Loss
 
+# By how much a sum of rounded probabilities may pass 1.
+_SUM_SLACK = 0.05
 # Stands for a logit of -inf: finite, so that 0 times it is 0.
 _NO_MASS = -1e30
 
@@ -88,6 +90,8 @@ def check_signal(signal: SparseSignal, losses: "Iterable[Loss]", width: int) -> 
         raise ConfigError(f"the teacher names {k} tokens a position, and the student's vocabulary has {width}")
     if signal.log_probs.shape != (n, k) or (signal.weights is not None and signal.weights.shape != (n, k)):
         raise ConfigError(f"the teacher's ids are {[n, k]}, its log_probs {list(signal.log_probs.shape)}")
+    if k and bool((signal.log_probs.logsumexp(-1) > _SUM_SLACK).any()):
+        raise ConfigError("the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary")
     named = signal.ids[signal.log_probs > -torch.inf]
     if len(named) and not (named.min() >= 0 and named.max() < width):
         raise ConfigError(

@@ -31,6 +31,14 @@ class ObjectiveProgress(TrainerCallback):
     def __init__(self, objective: Objective, reduce: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._reduce = objective, reduce
         self._sums: Tensor | None = None
+        self._initial = objective.state_dict()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start from the first states, unless a checkpoint's were loaded."""
+        if state.global_step == 0:
+            self._objective.load_state_dict(self._initial)
 
     def add(self, output: ObjectiveOutput) -> None:
         """Take in one micro-batch of the step under way."""
