@@ -12,19 +12,26 @@ from trl_distill_plugins import Loss, plugins
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import DivergenceOptions, TemperatureOptions
 from trl_distill_plugins.losses.divergences import ForwardKL
+from trl_distill_plugins.losses.logit_matching import LogitMSEOptions
 from trl_distill_plugins.losses.schedules import Ramp
 from trl_distill_plugins.losses.total_variation import TotalVariation
 from trl_distill_plugins.testing import check_loss
 
 BUILT_IN = {r.name: r.cls for r in plugins.installed("losses") if r.owner.is_builtin and issubclass(r.cls, Loss)}
 OPTIONS = [
+    ("adaptive_kl", {"mu": 1.0}),
     ("alpha_beta", {"alpha": 1.5, "beta": -0.5}),
     ("alpha_beta", {"alpha": 2.0, "beta": 0.5}),
     ("alpha_beta", {"alpha": 0.0, "beta": 0.0}),
+    ("contrastive", {"lam": 1.0}),
     ("cross_entropy", {"label_smoothing": 0.1}),
     ("decoupled_kd", {"alpha": 0.3, "beta": 4.0, "temperature": 2.0}),
     ("forward_kl", {"tail": "renormalise", "temperature": 3.0}),
     ("jsd", {"beta": {"schedule": "linear", "start": 0.1, "end": 1.0}}),
+    ("skew_kl", {"lam": 0.0}),
+    ("skew_kl", {"lam": 1.0}),
+    ("skew_reverse_kl", {"lam": 0.0}),
+    ("skew_reverse_kl", {"lam": 1.0}),
     ("total_variation", {"temperature": 2.5}),
 ]
 
@@ -174,6 +181,16 @@ class Forgets(Honest):
         return {"seen": self.seen}
 
 
+class MovesUnseen(Honest):
+    def advance(self, value, progress):
+        self.seen = value
+
+
+class CannotMove(Forgets):
+    def advance(self, value, progress):
+        raise ZeroDivisionError("by hand")
+
+
 class WorseWithTime(Honest):
     @dataclass(frozen=True)
     class Options(DivergenceOptions):
@@ -225,6 +242,10 @@ BROKEN = {
     NotLinear: {"sampled": "one token drawn, weighted by p over all tokens that can be: the gradient"},
     OverwritesTheDraws: {"sampled": "the weights of the draws, got after per_token_and_grad, expected as before"},
     DividesAgain: {"temperature": "the value, got at T = 0.5, expected 0.25 times what it is at 1 for logits / 0.5"},
+    MovesUnseen: {
+        "state": "the loss defines advance, and its state_dict is empty: nothing of it would move or be saved"
+    },
+    CannotMove: {"state": "it raised ZeroDivisionError: by hand"},
     Forgets: {"state": r"after three steps: the state, got {'seen': 0.0}, expected {'seen': 4.75}"},
     WorseWithTime: {"non-negative": "", "merging": ""},
 }
@@ -300,6 +321,16 @@ def test_a_loss_without_teacher_gets_none():
             return -(log_q.exp() * log_q).sum(-1)
 
     assert check_loss(Entropy)["top_k"] == "the loss needs no teacher"
+
+
+def test_a_gradient_that_is_one_number_for_all_logits_will_do():
+    class SumOfLogits(Loss):
+        name, Options, needs_teacher = "sum_of_logits", LogitMSEOptions, False
+
+        def per_token(self, tile):
+            return tile.student.sum(-1)
+
+    assert check_loss(SumOfLogits)["chunking"] == "holds"
 
 
 def test_nothing_is_left_behind_and_nothing_is_random():

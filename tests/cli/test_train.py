@@ -87,6 +87,19 @@ OPTIONS = {
         {"losses": [{"name": "forward_kl", "temprature": 2}]},
         "loss 'forward_kl' has no option 'temprature'; did you mean 'temperature'?",
     ),
+    "mapping of losses": (
+        {"losses": {"forward_kl": {"weight": 2}}},
+        "losses must be a list of names or of {name: ..., weight: ..., ...}, got {'forward_kl': {'weight': 2}}",
+    ),
+    "number of losses": ({"losses": 2}, "losses must be a list of names or of {name: ..., weight: ..., ...}, got 2"),
+    "number that YAML reads as text": (
+        {"losses": [{"name": "taid", "alpha": "1e-4"}]},
+        "alpha must be a number at least 0, got '1e-4', which is text: leave out quotes, and in YAML write 1.0e-4",
+    ),
+    "schedule of no kind": (
+        {"losses": [{"name": "jsd", "beta": {"schedule": ["linear"], "start": 0, "end": 1}}]},
+        "loss 'jsd': beta: a schedule is written {schedule: linear | cosine | step, ...}, got {'schedule': ['linear']",
+    ),
     "option": ({"learning_rat": 1}, "no option 'learning_rat'; did you mean 'learning_rate'?"),
     "type in YAML": ({"learning_rate": "abc"}, "argument --learning_rate: invalid float value: 'abc'"),
     "list for a number": ({"max_steps": [3]}, "argument --max_steps: invalid int value: '[3]'"),

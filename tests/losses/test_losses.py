@@ -171,6 +171,7 @@ def test_half_precision_logits_give_fp32_losses():
     [
         ("forward_kl", {"temperature": 0}, "loss 'forward_kl': temperature must be a number above 0, got 0"),
         ("forward_kl", {"temprature": 2}, "has no option 'temprature'; did you mean 'temperature'?"),
+        ("forward_kl", {"scale_by_t_squared": "false"}, "scale_by_t_squared must be true or false, got 'false'"),
         ("jsd", {"beta": 1.5}, "beta must be a number at least 0 and at most 1, got 1.5"),
         ("jsd", {"beta": float("nan")}, "beta must be a number at least 0 and at most 1, got nan"),
         ("cross_entropy", {"temperature": 2.0}, "has no option 'temperature'. Options: label_smoothing"),

@@ -76,6 +76,25 @@ def test_an_objective_moves_weights_and_options():
         ),
         ({"name": "jsd", "beta": {"schedule": "step", "values": 1, "at": 2}}, "beta: values and at are lists"),
         (
+            {"name": "jsd", "beta": {"start": 0, "end": 1}},
+            "beta: a schedule is written {schedule: linear | cosine | step, ...}, got {'start': 0, 'end': 1}",
+        ),
+        ({"name": "jsd", "beta": {"schedule": ["linear"]}}, "beta: a schedule is written {schedule: linear | cosine"),
+        ({"name": "jsd", "beta": {"schedule": "linear", 1: 0, "end": 1}}, "takes start, end, until; got 1, end"),
+        ({"name": "jsd", 1: 0}, "loss 'jsd' has no option '1'. Options: temperature, "),
+        (
+            {"name": "jsd", "scale_by_t_squared": {"schedule": "linear", "start": 0, "end": 1}},
+            "loss 'jsd': scale_by_t_squared must be true or false, got 0",
+        ),
+        (
+            {
+                "name": "taid",
+                "t_start": {"schedule": "linear", "start": 0, "end": 1},
+                "t_end": {"schedule": "step", "values": [0.5, 1.0], "at": [0.9]},
+            },
+            "loss 'taid': t_end must be a number at least 0.9 and at most 1, got 0.5",
+        ),
+        (
             {"name": "jsd", "weight": {"schedule": "linear", "start": 1, "end": -1}},
             "losses, entry 1 (jsd): weight must be a number at least 0, got -1",
         ),
@@ -112,6 +131,15 @@ def test_taid_follows_its_algorithm():
         seen.append(loss.state_dict()["t"])
     assert seen == pytest.approx(reference_taid(values, progresses))
     assert seen[1] > 0.4 + 0.6 * 2e-5, "the adaptive step leads the line at first"
+
+
+def test_a_scheduled_option_of_the_state_itself_is_followed():
+    rising = {"schedule": "linear", "start": 0.0, "end": 1.0}
+    objective, seen = Objective.from_config([{"name": "taid", "t_start": 0.0, "t_end": rising, "alpha": 0.0}]), []
+    for progress in (0.25, 0.5, 1.0):
+        objective.advance([1.0], progress)
+        seen.append(objective.moving(progress)["taid/t"])
+    assert seen == [0.0, 0.25, 1.0]
 
 
 def test_a_state_moves_to_the_scheduled_copy_and_through_a_state_dict():

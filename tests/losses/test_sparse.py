@@ -1,5 +1,6 @@
 """Teachers that name only some tokens, against whole distributions with the same mass outside spread by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,8 @@ from trl_distill_plugins import get_loss
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.chunked import chunked_objective
 from trl_distill_plugins.losses.head import LMHead
-from trl_distill_plugins.losses.objective import Objective
+from trl_distill_plugins.losses.objective import Objective, Term
+from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.losses.statistics import STATISTICS
 
@@ -102,14 +104,40 @@ def test_merging_tokens_never_makes_a_divergence_larger(name, k, seed):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_positions_that_name_fewer_tokens(name):
-    """Padding with -inf is the same as naming fewer."""
+    """Padding with -inf, on either side, is the same as naming fewer."""
     student, teacher, loss = logits(0, 4, 9), logits(1, 4, 9), get_loss(name, **LOSSES[name])
     three = SparseSignal(*reversed(teacher.log_softmax(-1).topk(3)))
-    padded = SparseSignal(
-        torch.nn.functional.pad(three.ids, (0, 2), value=-1),
-        torch.nn.functional.pad(three.log_probs, (0, 2), value=-math.inf),
-    )
-    torch.testing.assert_close(loss(student, padded), loss(student, three))
+    for sides, token in itertools.product([(0, 2), (2, 0), (1, 1)], [-1, 5]):
+        padded = SparseSignal(
+            torch.nn.functional.pad(three.ids, sides, value=token),
+            torch.nn.functional.pad(three.log_probs, sides, value=-math.inf),
+        )
+        torch.testing.assert_close(loss(student, padded), loss(student, three))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_positions_that_name_nothing_or_everything_beside_others(name):
+    """Nothing named is nothing to learn; everything named is the dense teacher's word."""
+    student, teacher, loss = logits(0, 3, 9), logits(1, 3, 9), get_loss(name, **LOSSES[name])
+    ids, log_probs = torch.arange(9).repeat(3, 1), teacher.log_softmax(-1)
+    ids[0], log_probs[0], log_probs[1, 4:] = -1, -math.inf, -math.inf
+    values, gradient = evaluated(loss, student, SparseSignal(ids, log_probs))
+    few, few_gradient = evaluated(loss, student[1:2], SparseSignal(ids[1:2, :4], log_probs[1:2, :4]))
+    dense, dense_gradient = evaluated(loss, student[2:], teacher[2:])
+    torch.testing.assert_close(values, torch.cat([torch.zeros(1, dtype=torch.float64), few, dense]))
+    torch.testing.assert_close(gradient, torch.cat([torch.zeros_like(few_gradient), few_gradient, dense_gradient]))
+
+
+def evaluated(loss, student, teacher):
+    """The values and their gradient by the student's logits, the same by autograd and in the engine."""
+    head, labels = LMHead(torch.eye(9, dtype=torch.float64)), torch.zeros(len(student), dtype=torch.long)
+    signal = teacher if isinstance(teacher, SparseSignal) else DenseSignal(teacher, head)
+    given, hidden = student.clone().requires_grad_(), student.clone().requires_grad_()
+    values = loss(given, teacher)
+    values.sum().backward()
+    chunked_objective(Objective((Term(loss, 1.0, loss.name),)), hidden, head, labels, signal).loss.backward()
+    torch.testing.assert_close(hidden.grad, given.grad)
+    return values.detach(), given.grad
 
 
 def test_sampled_forward_kl_is_unbiased():
@@ -212,13 +240,18 @@ DRAWS = SparseSignal(SIGNAL.ids, SIGNAL.log_probs, torch.tensor([[0.5, 0.5]]))
         ),
         (
             "forward_kl",
-            SparseSignal(torch.tensor([[3, 8]]), torch.zeros(1, 2)),
+            SparseSignal(torch.tensor([[3, 8]]), torch.tensor([[-1.0, -2.0]])),
             "the teacher names tokens 3 to 8, and the student's vocabulary has 8",
         ),
         (
             "forward_kl",
             SparseSignal(torch.tensor([[3, 7]]), torch.zeros(1, 3)),
             "the teacher's ids are [1, 2], its log_probs [1, 3]",
+        ),
+        (
+            "forward_kl",
+            SparseSignal(torch.tensor([[3, 7]]), torch.tensor([[2.5, 1.0]])),
+            "the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary",
         ),
     ],
 )

@@ -1,12 +1,13 @@
 """What an objective may do in a run: move with progress, keep a state, learn from sparse teachers, and refuse."""
 
 import json
+import math
 
 import pytest
 import torch
 from datasets import Dataset
 
-from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer
+from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer, get_loss
 from trl_distill_plugins.errors import ConfigError, TeacherError
 from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.local import LocalTeacher
@@ -27,9 +28,9 @@ class TopKTeacher(LocalTeacher):
 def train(rows, quiet, tiny_causal_lm, tiny_tokenizer):
     """`train(losses, teacher=..., resume=None, **arguments)`: a trainer that has trained, on fixed rows and models."""
 
-    def run(losses, teacher=None, resume=None, **arguments):
+    def run(losses, teacher=None, resume=None, model=None, **arguments):
         trainer = DistillSFTTrainer(
-            tiny_causal_lm(0),
+            tiny_causal_lm(0) if model is None else model,
             DistillSFTConfig(losses=losses, **quiet | arguments),
             train_dataset=rows,
             processing_class=tiny_tokenizer,
@@ -102,6 +103,12 @@ def test_taid_resumes_where_it_was(train, logged, tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_taid_resumes_from_a_checkpoint_of_the_model_alone(train, logged):
+    whole = train(TAID, max_steps=6, save_strategy="steps", save_steps=3, save_only_model=True)
+    resumed = train(TAID, max_steps=6, resume=f"{whole.args.output_dir}/checkpoint-3")
+    assert logged(resumed, "objective/taid/t")[3] == logged(whole, "objective/taid/t")[3] > 0.4
+
+
 def test_a_sparse_teacher_trains(train, logged, tiny_causal_lm):
     teacher = tiny_causal_lm(1)
     teacher.lm_head.weight.data *= 30
@@ -116,6 +123,25 @@ def test_a_sparse_teacher_and_a_dense_loss_are_refused_before_training(train, ti
         train(TAID, TopKTeacher(tiny_causal_lm(1)))
     with pytest.raises(ConfigError, match="the loss hidden_mse compares layers, and a top_k teacher shows none"):
         train(["forward_kl", "hidden_mse"], TopKTeacher(tiny_causal_lm(1)))
+
+
+def test_a_schedule_that_leaves_what_a_sampled_teacher_allows_is_refused_before_training(
+    rows, quiet, tiny_causal_lm, tiny_tokenizer
+):
+    class SampledTeacher(TopKTeacher):
+        form = "sampled"
+
+    later = {"name": "forward_kl", "temperature": {"schedule": "step", "values": [1.0, 2.0], "at": [0.5]}}
+    with pytest.raises(
+        ConfigError, match="loss 'forward_kl' has temperature 2, and this teacher's tokens were sampled"
+    ):
+        DistillSFTTrainer(
+            tiny_causal_lm(0),
+            DistillSFTConfig(losses=[later], **quiet),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer,
+            teacher_model=SampledTeacher(tiny_causal_lm(1)),
+        )
 
 
 @pytest.mark.parametrize("loss", ["forward_kl", "total_variation"], ids=["native", "eager"])
@@ -138,6 +164,15 @@ def test_a_damaged_head_of_the_teacher_is_noticed(train, tiny_causal_lm, loss, v
         train([loss], teacher)
 
 
+@pytest.mark.parametrize("loss", ["forward_kl", "total_variation"], ids=["native", "eager"])
+def test_a_student_that_is_not_a_number_is_not_the_teachers_fault(train, logged, tiny_causal_lm, loss):
+    student = tiny_causal_lm(0)
+    student.lm_head.weight.data[7, 3] = float("nan")
+    trainer = train([loss], model=student, max_steps=1)
+    assert math.isnan(logged(trainer, "teacher_kl")[0])
+    assert logged(trainer, "teacher_entropy")[0] > 0
+
+
 @pytest.mark.parametrize(("lmbda", "taken"), [(0.0, "skew_kl"), (1.0, "skew_reverse_kl")])
 def test_contrastive_knows_who_wrote_the_completion(lmbda, taken, rows, quiet, tiny_causal_lm, tiny_tokenizer, logged):
     def first_loss(losses):
@@ -152,3 +187,28 @@ def test_contrastive_knows_who_wrote_the_completion(lmbda, taken, rows, quiet, t
         return logged(trainer, "loss")[0]
 
     assert first_loss([{"name": "contrastive", "b": 1.0}]) == pytest.approx(first_loss([taken]), rel=1e-5)
+
+
+def test_training_again_starts_the_state_again(train, logged):
+    trainer = train(TAID, max_steps=3)
+    first = logged(trainer, "objective/taid/t")
+    trainer.train()
+    assert logged(trainer, "objective/taid/t")[0] == 0.4
+    assert first[0] == 0.4
+    assert first[-1] == 1.0
+
+
+def test_a_loss_made_in_python_keeps_its_state_and_can_be_written_down(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    ramp = {"schedule": "linear", "start": 2.0, "end": 1.0, "until": 1.0}
+    mine = get_loss("taid", alpha=0.5, temperature=ramp)
+    args = DistillSFTConfig(losses=[mine, "cross_entropy"], **quiet)
+    assert json.loads(args.to_json_string())["losses"] == [
+        {"name": "taid", "alpha": 0.5, "temperature": ramp},
+        "cross_entropy",
+    ]
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0), args, train_dataset=rows, processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1)
+    )
+    trainer.train()
+    assert mine.state_dict()["t"] == 0.4
+    assert trainer.objective.state_dict()["taid"]["t"] == 1.0

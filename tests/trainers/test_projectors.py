@@ -47,6 +47,12 @@ def test_there_is_none_where_none_is_needed(name, width, make_hidden, eager_lm):
     assert not hasattr(trainer.model, "distillation_projectors")
 
 
+def test_another_run_of_the_same_model_does_not_inherit_them(make, make_hidden):
+    model = make().model
+    trainer = make_hidden(["forward_kl"], model)
+    assert not hasattr(trainer.model, "distillation_projectors")
+
+
 def test_the_start_depends_on_the_seed_alone(eager_lm):
     def start(seed):
         torch.rand(3)  # what else draws random numbers has no part in it

@@ -193,6 +193,16 @@ def test_a_dataset_handed_to_evaluate_is_prepared_like_the_others(rows, quiet, t
         assert handed[name] == pytest.approx(own[name])
 
 
+def test_predicting_leaves_no_trace_in_the_figures_of_an_evaluation(rows, quiet, tiny_causal_lm, tiny_tokenizer):
+    trainer = DistillSFTTrainer(
+        tiny_causal_lm(0), DistillSFTConfig(**quiet), train_dataset=rows, eval_dataset=rows.select(range(6)),
+        processing_class=tiny_tokenizer, teacher_model=tiny_causal_lm(1),
+    )  # fmt: skip
+    tokens = trainer.evaluate()["eval_trained_tokens"]
+    trainer.predict(trainer.eval_dataset)
+    assert trainer.evaluate()["eval_trained_tokens"] == tokens
+
+
 def test_packed_datasets_are_not_packed_again_in_evaluate(rows, quiet, tiny_causal_lm, tiny_tokenizer):
     held_out = rows.select(range(6))
     trainer = DistillSFTTrainer(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trl_distill_plugins.errors import ConfigError, did_you_mean
-from trl_distill_plugins.losses.checks import check_choice, check_range
+from trl_distill_plugins.losses.checks import check_bool, check_choice, check_range
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.schedules import Schedule, parse_schedule
 from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
@@ -37,6 +37,7 @@ class TemperatureOptions:
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, above=0.0)
+        check_bool("scale_by_t_squared", self.scale_by_t_squared)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class BaseLoss:
         try:
             defaults = {f.name: f.default for f in fields if isinstance(f.default, Schedule)}
             self._given = {name: parse_schedule(name, value) for name, value in {**defaults, **options}.items()}
-            for progress in sorted({at for schedule in self.schedules.values() for at in schedule.turns}):
+            for progress in self.turns:
                 self._options_at(progress)
             self.options = self._options_at(0.0)
         except ConfigError as error:
@@ -92,9 +93,20 @@ class BaseLoss:
         return self.Options(**values)
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The loss as a config spells it: its name and the options it was given."""
+        given = {k: v.config if isinstance(v, Schedule) else v for k, v in self._given.items()}
+        return {"name": self.name, **given}
+
+    @property
     def schedules(self) -> dict[str, Schedule]:
         """The options that move with training."""
         return {name: value for name, value in self._given.items() if isinstance(value, Schedule)}
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """Points of progress between whose options all others lie; 0.0 alone for a loss without schedules."""
+        return tuple(sorted({0.0, *(at for schedule in self.schedules.values() for at in schedule.turns)}))
 
     def at(self, progress: float) -> Self:
         """The loss as it is when the share `progress` of training, 0 to 1, is done: its scheduled options fixed."""
@@ -155,7 +167,7 @@ class Loss(BaseLoss):
             student = tile.student.detach().requires_grad_()
             values = self.per_token(dataclasses.replace(tile, student=student))
             (gradient,) = torch.autograd.grad(values.sum(), student)
-        return values.detach(), gradient
+        return values.detach(), gradient.contiguous()  # the engine writes to it, and autograd may expand one number
 
     def kernel_term(self, weight: float) -> KernelTerm | None:
         """How the native tile kernels know this loss with that weight; None if they don't."""

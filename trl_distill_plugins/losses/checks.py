@@ -15,7 +15,22 @@ def check_range(
         low = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}" if at_least > -math.inf else ""
         high = f"at most {at_most:g}" if at_most < math.inf else ""
         limits = " and ".join(filter(None, (low, high))) or "that is finite"
-        raise ConfigError(f"{name} must be a number {limits}, got {value!r}")
+        raise ConfigError(f"{name} must be a number {limits}, got {value!r}{_quoted_number(value)}")
+
+
+def _quoted_number(value: Any) -> str:
+    """A hint where `value` is the text of a number."""
+    try:
+        float(value if isinstance(value, str) else "")
+    except ValueError:
+        return ""
+    return ", which is text: leave out quotes, and in YAML write 1.0e-4, not 1e-4"
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise `ConfigError` unless `value` is True or False: any text would count as True."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

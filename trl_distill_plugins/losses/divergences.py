@@ -13,9 +13,9 @@ from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """`log(share a + (1 - share) b)`, `[n, V]`, for a share of 0 to 1."""
+    """`log(share a + (1 - share) b)`, `[n, V]`, for a share of 0 to 1: a tensor of its own, in the graph of both."""
     if share in (0.0, 1.0):
-        return log_a if share else log_b
+        return log_a + 0.0 * log_b if share else log_b + 0.0 * log_a
     return torch.logaddexp(log_a + math.log(share), log_b + math.log1p(-share))
 
 

@@ -1,5 +1,6 @@
 """An objective: the weighted sum of losses that one training run minimises."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,8 @@ class Objective:
             ConfigError: an entry has no name, an unknown option or a weight that is negative or not finite.
             UnknownPluginError: no installed plugin has a loss of that name.
         """
+        if isinstance(losses, str | Mapping) or not isinstance(losses, Iterable):
+            raise ConfigError(f"losses must be a list of names or of {{name: ..., weight: ..., ...}}, got {losses!r}")
         seen: Counter[str] = Counter()
         tokens: list[Term[Loss]] = []
         hidden: list[Term[HiddenLoss]] = []
@@ -106,9 +109,13 @@ class Objective:
         return any(term.loss.state_dict() for term in self.terms)
 
     def advance(self, values: Sequence[float], progress: float) -> None:
-        """Move the losses' states after an optimizer step; `values` are the means of the terms over its tokens."""
+        """Move the losses' states after an optimizer step, by their options of that moment; `values` are the means of
+        the terms over its tokens."""
         for term, value in zip(self.terms, values, strict=True):
-            term.loss.advance(value, progress)
+            now = term.loss.at(progress)
+            now.advance(value, progress)
+            if now is not term.loss:
+                term.loss.load_state_dict(now.state_dict())
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The states of the losses that have one, by label."""
@@ -123,12 +130,12 @@ class Objective:
 
 def _parse(entry: Mapping[str, Any] | str | BaseLoss, position: int) -> tuple[BaseLoss, float | Schedule]:
     if isinstance(entry, BaseLoss):
-        return entry, 1.0
+        return copy.deepcopy(entry), 1.0  # its state will be this objective's alone
     options: dict[str, Any] = {}
     if isinstance(entry, str):
         options = {"name": entry}
     elif isinstance(entry, Mapping):
-        options = dict(entry)
+        options = {str(key): value for key, value in entry.items()}
     name, weight = options.pop("name", None), options.pop("weight", 1.0)
     if not isinstance(name, str):
         raise ConfigError(f"losses, entry {position}: expected {{name: ..., weight: ..., ...}}, got {entry!r}")

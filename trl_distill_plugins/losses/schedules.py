@@ -82,8 +82,8 @@ class Steps:
 
     @property
     def turns(self) -> tuple[float, ...]:
-        """Points of progress that take on every value."""
-        return 0.0, *self.boundaries
+        """Points of progress that take on every value: each step and the last moment before it."""
+        return 0.0, *(at for step in self.boundaries for at in (math.nextafter(step, 0.0), step))
 
 
 Schedule = Ramp | Steps
@@ -100,17 +100,19 @@ def parse_schedule(name: str, value: Any) -> Any:
         return value
     fields = dict(value)
     kind = fields.pop("schedule", None)
+    if not isinstance(kind, str):
+        raise ConfigError(f"{name}: a schedule is written {{schedule: {' | '.join(_KEYS)}, ...}}, got {value!r}")
     if kind not in _KEYS:
-        hint = did_you_mean(str(kind), _KEYS) or "."
+        hint = did_you_mean(kind, _KEYS) or "."
         raise ConfigError(f"{name}: no schedule {kind!r}{hint} Schedules: {', '.join(_KEYS)}")
     needed = [key for key in _KEYS[kind] if key != "until"]
     if not set(needed) <= set(fields) <= set(_KEYS[kind]):
         raise ConfigError(
-            f"{name}: a {kind} schedule takes {', '.join(_KEYS[kind])}; got {', '.join(fields) or 'none'}"
+            f"{name}: a {kind} schedule takes {', '.join(_KEYS[kind])}; got {', '.join(map(str, fields)) or 'none'}"
         )
     try:
         if kind != "step":
-            return Ramp(**fields, shape=kind)
+            return Ramp(**{**fields, "shape": kind})
         if not all(isinstance(value, list | tuple) for value in fields.values()):
             raise ConfigError("values and at are lists of numbers")
         return Steps(tuple(fields["values"]), tuple(fields["at"]))

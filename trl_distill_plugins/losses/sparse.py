@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from trl_distill_plugins.losses.base import Loss
 
+# By how much a sum of rounded probabilities may pass 1.
+_SUM_SLACK = 0.05
 # Stands for a logit of -inf: finite, so that 0 times it is 0.
 _NO_MASS = -1e30
 
@@ -88,6 +90,8 @@ def check_signal(signal: SparseSignal, losses: "Iterable[Loss]", width: int) -> 
         raise ConfigError(f"the teacher names {k} tokens a position, and the student's vocabulary has {width}")
     if signal.log_probs.shape != (n, k) or (signal.weights is not None and signal.weights.shape != (n, k)):
         raise ConfigError(f"the teacher's ids are {[n, k]}, its log_probs {list(signal.log_probs.shape)}")
+    if k and bool((signal.log_probs.logsumexp(-1) > _SUM_SLACK).any()):
+        raise ConfigError("the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary")
     named = signal.ids[signal.log_probs > -torch.inf]
     if len(named) and not (named.min() >= 0 and named.max() < width):
         raise ConfigError(
@@ -127,12 +131,13 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     student = tile.student if temperature == 1.0 else tile.student / temperature
     width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
     named = log_probs > -torch.inf
-    ids = torch.where(named, signal.ids, signal.ids[:, :1])  # a column too many repeats a token, and has no mass
+    a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
+    ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
     unnamed = student.scatter(1, ids, -torch.inf)
     classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
     rest = None
     if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
-        rest = unnamed.logsumexp(-1, keepdim=True)
+        rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(_NO_MASS)  # a position may name every token
         classes = torch.cat([classes, rest], -1)
         teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
     view = TeacherTile(teacher)

@@ -103,7 +103,9 @@ class AdaptiveKL(Loss):
         return _two_way_and_grad(p, teacher.log_probs(), log_q, self._share(p, log_q.exp()))
 
     def _share(self, p: Tensor, q: Tensor) -> Tensor:
-        """`g_h / (g_h + g_t)`, `[n, 1]`; one half where p = q."""
+        """`g_h / (g_h + g_t)`, `[n, 1]`; 1 for a head that is everything, else one half where p = q."""
+        if self.options.mu == 1.0:  # a rounded sum of all probabilities may be above 1
+            return torch.ones_like(p[:, :1])
         top, ids = p.topk(min(_HEAD_TOKENS, p.shape[-1]))
         if bool((top.sum(-1) <= self.options.mu).any()):
             top, ids = p.sort(descending=True)

@@ -18,10 +18,18 @@ def in_case(name: str) -> Iterator[None]:
     """Name the case in whatever is raised inside, and turn it into a `ContractError`."""
     try:
         yield
-    except ContractError as error:
-        raise ContractError(f"{name}: {error}") from error.__cause__
     except Exception as error:  # the loss is a stranger's code, which may raise anything
-        raise ContractError(f"{name}: it raised {type(error).__name__}: {error}") from error
+        broken = as_contract_error(error)
+        raise ContractError(f"{name}: {broken}") from broken.__cause__
+
+
+def as_contract_error(error: Exception) -> ContractError:
+    """The error itself, or one that says what a stranger's code raised."""
+    if isinstance(error, ContractError):
+        return error
+    broken = ContractError(f"it raised {type(error).__name__}: {error}")
+    broken.__cause__ = error
+    return broken
 
 
 def expect(condition: bool, message: str) -> None:

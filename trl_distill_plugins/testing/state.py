@@ -16,6 +16,9 @@ def check_state(loss: Loss) -> None:
         moved.advance(value, progress)
     with in_case("after three steps"):
         state = moved.state_dict()
+        expect(
+            bool(state), "the loss defines advance, and its state_dict is empty: nothing of it would move or be saved"
+        )
         expect(all(map(_is_number, state.values())), f"state_dict must hold finite plain numbers, got {state}")
         resumed = variant(moved)
         expect(resumed.state_dict() == state, f"the state, got {resumed.state_dict()}, expected {state}")

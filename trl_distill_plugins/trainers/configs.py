@@ -8,6 +8,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torc
 from trl import SFTConfig
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.losses.base import BaseLoss
 from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.losses.chunked import DEFAULT_CHUNK_SIZE
 from trl_distill_plugins.losses.objective import Objective
@@ -70,6 +71,13 @@ class DistillationArguments:
         self.template("teacher")
         self.template("student")
         self.objective()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as JSON can write them: a loss made in Python by its name and options."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if isinstance(self.losses, list):
+            values["losses"] = [each.config if isinstance(each, BaseLoss) else each for each in self.losses]
+        return values
 
     def _fall_back_to_fp32(self: Any) -> None:
         """TRL's default is bf16, and it refuses to start on a machine without: train in fp32 there."""

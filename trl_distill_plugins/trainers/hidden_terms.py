@@ -17,6 +17,7 @@ from trl_distill_plugins.prompts.collator import PREFIX
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers.projectors import (
     attach_projectors,
+    detach_projectors,
     load_projectors,
     project,
     projector_name,
@@ -41,6 +42,7 @@ class HiddenTerms:
         self._pairs: dict[str, tuple[LayerPair, ...]] = {}
         self.request = LayerRequest()
         self.projectors = nn.ModuleDict()
+        detach_projectors(trainer.model)
         if not objective.hidden or teacher is None:
             return
         shapes = ModelShape.of(trainer.model), teacher.shape()

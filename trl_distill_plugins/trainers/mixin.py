@@ -142,6 +142,8 @@ class DistillationMixin:
         """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
+        if self.objective is not None:
+            self._figures["eval"] = RunningFigures(self.objective)  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self: Any) -> None:
@@ -223,17 +225,14 @@ class DistillationMixin:
         with whole_or_nothing(folder):
             if self.objective is not None:  # before the state file, which marks the checkpoint as whole
                 self.hidden_terms.save(folder, is_writer=self.args.should_save)
+                if self.args.should_save:
+                    self._progress.save(folder)
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         if self.objective is not None and not self.is_fsdp_enabled:  # FSDP, like DeepSpeed, restores all it wrapped
             self.hidden_terms.load(Path(resume_from_checkpoint))
-
-    def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        if self.objective is not None and self.args.should_save:
-            self._progress.save(output_dir)
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]

@@ -36,7 +36,7 @@ def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tok
     teacher.check_student(tokenizer)
     teacher.check_prompt(args.teacher_prompt_template)
     if objective is not None:
-        check_form(teacher.form, [term.loss for term in objective.tokens])
+        check_form(teacher.form, [term.loss.at(turn) for term in objective.tokens for turn in term.loss.turns])
         if objective.hidden and teacher.form != "dense":
             names = ", ".join(term.label for term in objective.hidden)
             raise ConfigError(f"the loss {names} compares layers, and a {teacher.form} teacher shows none")

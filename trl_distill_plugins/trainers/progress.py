@@ -31,6 +31,14 @@ class ObjectiveProgress(TrainerCallback):
     def __init__(self, objective: Objective, reduce: Callable[[Tensor], Tensor]) -> None:
         self._objective, self._reduce = objective, reduce
         self._sums: Tensor | None = None
+        self._initial = objective.state_dict()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start from the first states, unless a checkpoint's were loaded."""
+        if state.global_step == 0:
+            self._objective.load_state_dict(self._initial)
 
     def add(self, output: ObjectiveOutput) -> None:
         """Take in one micro-batch of the step under way."""
@@ -47,10 +55,11 @@ class ObjectiveProgress(TrainerCallback):
         if tokens:
             self._objective.advance([total / tokens for total in sums], progress_of(state))
 
-    def save(self, folder: str) -> None:
-        """Write the states into a checkpoint's folder; nothing for an objective without."""
+    def save(self, folder: Path) -> None:
+        """Write the states into a checkpoint's folder, which is made if need be; nothing for an objective without."""
         if states := self._objective.state_dict():
-            Path(folder, STATE_FILE).write_text(json.dumps(states))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE_FILE).write_text(json.dumps(states))
 
     def load(self, folder: str) -> None:
         """Take over the states of a checkpoint, where it has any."""

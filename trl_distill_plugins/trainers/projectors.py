@@ -47,6 +47,12 @@ def attach_projectors(student: Any, widths: Mapping[str, tuple[int, int]], seed:
     return projectors
 
 
+def detach_projectors(student: Any) -> None:
+    """Take away the projectors that an earlier run left on `student`."""
+    if hasattr(student, _ATTRIBUTE):
+        delattr(student, _ATTRIBUTE)
+
+
 def _leave_out_of_saved_models(student: Any, projectors: nn.ModuleDict) -> None:
     """Have `save_pretrained` pass them over. A PEFT adapter is saved by its own names anyway."""
     if isinstance(student, PreTrainedModel):
