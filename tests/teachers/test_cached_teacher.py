@@ -113,7 +113,7 @@ def test_all_tokens_kept_is_the_teacher_itself(loss, build, rows, model, tmp_pat
     value, gradient = loss_and_gradient(CachedTeacher(str(tmp_path)), padded(rows), loss)
     expected, expected_gradient = loss_and_gradient(LocalTeacher(model), padded(rows), loss)
     assert value.item() == pytest.approx(expected.item(), rel=2e-3)
-    assert (gradient - expected_gradient).norm() < 0.03 * expected_gradient.norm()
+    assert (gradient - expected_gradient).norm() < 0.1 * expected_gradient.norm()  # log-probs are kept to 1/16 nat
 
 
 @pytest.mark.parametrize("selection", [TopK(10), TopK(64, 0.9), Samples(20)], ids=str)
@@ -214,7 +214,7 @@ def test_another_tokenizer_or_template_is_refused_by_its_field(build, tiny_token
     teacher.check_student(tiny_tokenizer)
     teacher.check_prompt("x {input}")
     other.add_tokens(["<new>"])
-    with pytest.raises(TeacherError, match="was built with tokenizer blake2b:.*; this run has blake2b:"):
+    with pytest.raises(TeacherError, match=r"was built with tokenizer blake2b:.*; this run has blake2b:"):
         teacher.check_student(other)
     with pytest.raises(TeacherError, match=r"was built with teacher_prompt_template x \{input\}; this run has None"):
         teacher.check_prompt(None)
