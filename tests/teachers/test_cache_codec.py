@@ -99,11 +99,11 @@ def test_draws_come_back_exactly(seed, vocabulary, draws, knows_log_probs):
     assert (decoded.log_probs.double().exp().sum(1) <= 1 + 1e-6 * (not knows_log_probs)).all()
 
 
-@pytest.mark.parametrize("k", [50, 64, 100, 200, 500])
-def test_rounding_to_fp32_never_makes_more_mass_than_one(k):
+def test_rounding_to_fp32_never_makes_more_mass_than_one():
     """Equal log-probs are rounded alike, so that their errors add up."""
-    even = SparseSignal(torch.arange(k)[None], torch.full((1, k), -math.log(k)))
-    assert decode(encode(even, k)).log_probs.double().exp().sum() <= 1
+    for k in range(1, 600):
+        even = SparseSignal(torch.arange(k)[None], torch.full((1, k), -math.log(k)))
+        assert decode(encode(even, k)).log_probs.double().exp().sum() <= 1
 
 
 def test_more_value_bits_are_closer():
@@ -133,7 +133,8 @@ BAD = {
     "no token at position 1": [{1: -1.0}, {2: -math.inf}],
     "names token 9, and its vocabulary has 9": [{9: -1.0}],
     "names token -1": [{-1: -1.0}],
-    "must be -100000 to 0": [{1: math.nan, 2: 0.5}],
+    "must be -100000 to 0": [{1: 0.5}],
+    "named tokens must be -100000": [{1: math.nan, 2: -1.0}],
     "sum to 1.2": [{1: math.log(0.6), 2: math.log(0.6)}],
 }
 
@@ -200,7 +201,7 @@ def test_a_header_that_no_document_has_is_refused():
     blob = encode(signal, 500, draws=20)
     assert blob[24:28] == bytes([20, 0, 0, 0])
     for place, value in ((0, 0), (6, 0), (6, 4), (8, 33), (9, 255), (24, 0)):
-        with pytest.raises(DataError, match="damaged: (its header is out of range|it does not start like one)"):
+        with pytest.raises(DataError, match=r"damaged: it(s header is out of range| does not start like one)"):
             decode(patched(blob, place, value))
 
 
