@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.losses.sparse import SparseSignal
-from trl_distill_plugins.teachers.cache import bits
+from trl_distill_plugins.teachers.cache import bits, layout
 from trl_distill_plugins.teachers.cache.codec import decode, encode
 
 thorough = settings(deadline=None, max_examples=100)
@@ -99,6 +99,13 @@ def test_draws_come_back_exactly(seed, vocabulary, draws, knows_log_probs):
     assert (decoded.log_probs.double().exp().sum(1) <= 1 + 1e-6 * (not knows_log_probs)).all()
 
 
+def test_rounding_to_fp32_never_makes_more_mass_than_one():
+    """Equal log-probs are rounded alike, so that their errors add up."""
+    for k in range(1, 600):
+        even = SparseSignal(torch.arange(k)[None], torch.full((1, k), -math.log(k)))
+        assert decode(encode(even, k)).log_probs.double().exp().sum() <= 1
+
+
 def test_more_value_bits_are_closer():
     log_probs = torch.randn(200, 5000).mul(3).log_softmax(-1)
     top, ids = log_probs.topk(64)
@@ -126,7 +133,8 @@ BAD = {
     "no token at position 1": [{1: -1.0}, {2: -math.inf}],
     "names token 9, and its vocabulary has 9": [{9: -1.0}],
     "names token -1": [{-1: -1.0}],
-    "must be -100000 to 0": [{1: math.nan, 2: 0.5}],
+    "must be -100000 to 0": [{1: 0.5}],
+    "named tokens must be -100000": [{1: math.nan, 2: -1.0}],
     "sum to 1.2": [{1: math.log(0.6), 2: math.log(0.6)}],
 }
 
@@ -182,6 +190,28 @@ def test_a_changed_document_is_refused_or_is_another_document(document, data):
     except DataError:
         return
     assert len(decoded) == 0 or 0 <= decoded.ids.min() <= decoded.ids.max() < 2**32
+
+
+def patched(blob, place, value):
+    return blob[:place] + bytes([value]) + blob[place + 1 :]
+
+
+def test_a_header_that_no_document_has_is_refused():
+    signal, _ = drawn_signal(np.random.default_rng(0), 6, 500, 20)
+    blob = encode(signal, 500, draws=20)
+    assert blob[24:28] == bytes([20, 0, 0, 0])
+    for place, value in ((0, 0), (6, 0), (6, 4), (8, 33), (9, 255), (24, 0)):
+        with pytest.raises(DataError, match=r"damaged: it(s header is out of range| does not start like one)"):
+            decode(patched(blob, place, value))
+
+
+@pytest.mark.parametrize(("table", "gaps"), [([3, 0], [0, 1]), ([3, 5], [0, 0])])
+def test_ids_outside_the_vocabulary_are_refused(table, gaps):
+    """A place past the table's end, and an entry past the vocabulary's."""
+    kinds = [[1], [5], table, gaps, [0, 3], []]
+    codes = layout.Codes(*(np.array(kind, np.int64) for kind in kinds))
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        decode(layout.write(codes, layout.WITH_LOG_PROBS, 4, 9, 0))
 
 
 @thorough

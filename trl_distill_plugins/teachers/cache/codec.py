@@ -92,7 +92,7 @@ def _sorted_rows(signal: SparseSignal) -> tuple[Ints, Floats | None, Floats | No
     """Ids, log-probs and weights, `[N, k]`, by rising id; ids of -1 fill up the rows. No log-probs if the weights say
     it all."""
     log_probs, weights = _floats(signal.log_probs), None if signal.weights is None else _floats(signal.weights)
-    named = log_probs > -np.inf if weights is None else weights > 0
+    named = log_probs != -np.inf if weights is None else weights > 0
     if not named.any(1).all():
         raise DataError(f"the teacher names no token at position {int(named.any(1).argmin())} of a document")
     ids: Ints = signal.ids.cpu().numpy()
