@@ -9,6 +9,8 @@ import torch
 
 from trl_distill_plugins.teachers.cache.selection import Selection
 
+# Of records and of what they are found by. A cache of another format is built anew.
+FORMAT = 1
 _SAMPLE = 1024
 
 
@@ -25,6 +27,7 @@ def make_header(
         selection: which tokens are kept.
     """
     return {
+        "format": FORMAT,
         "teacher": teacher,
         "weights": weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),

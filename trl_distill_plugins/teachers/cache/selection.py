@@ -37,9 +37,11 @@ class TopK:
         if self.k > width:
             raise ConfigError(f"top_k is {self.k}, and the teacher's vocabulary has {width} tokens")
         log_probs, ids = logits.log_softmax(-1).topk(self.k)
-        before = log_probs.exp().cumsum(-1).roll(1, -1)
-        before[:, 0] = 0.0
-        return SparseSignal(ids, log_probs.masked_fill(before >= self.mass, -torch.inf))
+        if self.mass < 1:
+            before = log_probs.exp().cumsum(-1).roll(1, -1)
+            before[:, 0] = 0.0
+            log_probs = log_probs.masked_fill(before >= self.mass, -torch.inf)
+        return SparseSignal(ids, log_probs)
 
 
 @dataclass(frozen=True)

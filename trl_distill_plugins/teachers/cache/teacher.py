@@ -1,6 +1,7 @@
 """A teacher that was asked before: its signals come from a cache on disk."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
 from trl_distill_plugins.teachers.cache.codec import decode
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of
-from trl_distill_plugins.teachers.cache.header import tokenizer_fingerprint
+from trl_distill_plugins.teachers.cache.header import FORMAT, tokenizer_fingerprint
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request
 
@@ -35,6 +36,7 @@ class CachedTeacher(Teacher):
             self._store = CacheStore(Path(address))
         except DataError as error:
             raise TeacherError(str(error)) from error
+        self._check({"format": FORMAT})
         self.form = self._store.header["form"]
         self._tokenizer: Any = None
 
@@ -87,9 +89,8 @@ class CachedTeacher(Teacher):
 
     def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
         """Give the completions again that were written while the cache was built."""
-        records = CompletionStore(self._store.folder, Ranks()).read()
         name = self._store.header["teacher"]
-        found = [records.get(make_request(prompt, None, name, generation).key) for prompt in prompts]
+        found = [self._records.get(make_request(prompt, None, name, generation).key) for prompt in prompts]
         lost = sum(record is None for record in found)
         if lost:
             raise TeacherError(
@@ -97,6 +98,10 @@ class CachedTeacher(Teacher):
                 "same rows, template and generation options, or give the rows their completions"
             )
         return [self._completion(record) for record in found if record is not None]
+
+    @cached_property
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return CompletionStore(self._store.folder, Ranks()).read()
 
     def _completion(self, record: dict[str, Any]) -> Completion:
         ids = self._tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
