@@ -1,4 +1,4 @@
-"""The scripts for `accelerate launch` are the train command with their trainer chosen."""
+"""The scripts for `accelerate launch` are commands of `trl-distill`, those that train with their trainer chosen."""
 
 import subprocess
 import sys
@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[2] / "entrypoints"
     [
         ("distill_sft.py", ["--lmbda", "0.5"], "no option 'lmbda'"),  # GKD's option
         ("distill_gkd.py", ["--lmbda", "2"], "lmbda must be in the range"),
+        ("cache_teacher.py", [], "cache_dir is missing"),
     ],
 )
 def test_each_script_has_its_trainers_options_and_says_bad_input_in_a_line(script, flags, message, tmp_path):
@@ -22,5 +23,6 @@ def test_each_script_has_its_trainers_options_and_says_bad_input_in_a_line(scrip
         [sys.executable, FOLDER / script, *options], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 2
-    assert f"trl-distill train: error: {message}" in done.stderr
+    command = "cache build" if script == "cache_teacher.py" else "train"
+    assert f"trl-distill {command}: error: {message}" in done.stderr
     assert "Traceback" not in done.stderr
