@@ -2,7 +2,7 @@
 
 Time is CPU time of one thread; the runs take turns and the median over the rounds counts. 1.0 is nothing but the matrix
 products that no method can avoid - student logits, teacher logits where the teacher is a model, grad hidden, grad
-weight - into buffers that are there already: whole, or in tiles of 256 tokens, whichever is cheaper (N is a multiple of 256).
+weight - into buffers that are there already: whole, or in tiles of 256 tokens, whichever is cheaper.
 """
 
 import statistics
@@ -78,12 +78,13 @@ class BareProducts:
     def __call__(self, inputs: Inputs) -> None:
         for start in range(0, len(inputs.hidden), self.rows):
             tokens = slice(start, start + self.rows)
-            torch.mm(inputs.hidden[tokens], inputs.weight.t(), out=self.student)
+            student, teacher = (buffer[: len(inputs.hidden[tokens])] for buffer in (self.student, self.teacher))
+            torch.mm(inputs.hidden[tokens], inputs.weight.t(), out=student)
             if self.with_teacher:
-                torch.mm(inputs.teacher_hidden[tokens], inputs.teacher_weight.t(), out=self.teacher)
-            torch.mm(self.student, inputs.weight, out=self.hidden[tokens])
+                torch.mm(inputs.teacher_hidden[tokens], inputs.teacher_weight.t(), out=teacher)
+            torch.mm(student, inputs.weight, out=self.hidden[tokens])
             beta = 0 if start == 0 else 1
-            torch.addmm(self.weight, self.student.t(), inputs.hidden[tokens], beta=beta, out=self.weight)
+            torch.addmm(self.weight, student.t(), inputs.hidden[tokens], beta=beta, out=self.weight)
 
 
 def cheaper_products(inputs: Inputs, *, with_teacher: bool) -> BareProducts:
