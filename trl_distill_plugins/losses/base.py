@@ -179,7 +179,7 @@ class Loss(BaseLoss):
                 `SparseSignal` of as many positions.
             labels: `[...]`, the token after each position; positions labelled -100 count 0.
         """
-        from trl_distill_plugins.losses.sparse import SparseSignal, check_signal, merged_tile
+        from trl_distill_plugins.losses.sparse import MergedTiles, SparseSignal, check_signal
 
         if teacher_logits is None and self.needs_teacher:
             raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
@@ -192,7 +192,7 @@ class Loss(BaseLoss):
         tile = LogitsTile(student, None, known.clamp_min(0))
         if isinstance(teacher_logits, SparseSignal):
             check_signal(teacher_logits, [self], student.shape[-1])
-            view = merged_tile(tile, teacher_logits, self).tile if self.needs_teacher else tile
+            view = MergedTiles(tile, teacher_logits).of(self).tile if self.needs_teacher else tile
         else:
             if teacher_logits is not None:
                 wide = match_width(teacher_logits.to(dtype), student.shape[-1])

@@ -104,19 +104,32 @@ class MergedTile:
     ids: Tensor
 
     def spread(self, gradient: Tensor) -> Tensor:
-        """Turn the gradient by the classes' logits into the one by the student's, `[n, V]`. Call it once."""
+        """Turn the gradient by the classes' logits into the one by the student's, `[n, V]`."""
         named = gradient[:, : self.ids.shape[1]]
         if self.rest is None:
             return torch.zeros_like(self.unnamed).scatter_add_(1, self.ids, named)
-        spread = self.unnamed.sub_(self.rest).exp_().mul_(gradient[:, -1:])
+        spread = (self.unnamed - self.rest).exp_().mul_(gradient[:, -1:])
         return spread.scatter_add_(1, self.ids, named)
 
 
-def merged_tile(tile: LogitsTile, signal: SparseSignal, loss: Loss | None = None) -> MergedTile:
-    """The tile over the classes of `signal`, at the temperature and with the tail that the options of `loss` ask for,
-    differentiable in `tile.student`."""
-    temperature = 1.0 if loss is None else loss.temperature
-    bucket = loss is None or getattr(loss.options, "tail", "bucket") == "bucket"
+class MergedTiles:
+    """A tile over the classes of `signal`, differentiable in `tile.student`; made once for all losses that see it at
+    the same temperature and with the same tail."""
+
+    def __init__(self, tile: LogitsTile, signal: SparseSignal) -> None:
+        self._tile, self._signal = tile, signal
+        self._made: dict[tuple[float, bool], MergedTile] = {}
+
+    def of(self, loss: Loss | None = None) -> MergedTile:
+        """The tile as `loss` sees it, or at T = 1 with all other tokens as one."""
+        temperature = 1.0 if loss is None else loss.temperature
+        bucket = loss is None or getattr(loss.options, "tail", "bucket") == "bucket"
+        if (temperature, bucket) not in self._made:
+            self._made[temperature, bucket] = _merge(self._tile, self._signal, temperature, bucket)
+        return self._made[temperature, bucket]
+
+
+def _merge(tile: LogitsTile, signal: SparseSignal, temperature: float, bucket: bool) -> MergedTile:
     student = tile.student if temperature == 1.0 else tile.student / temperature
     width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
     named = log_probs > -torch.inf

@@ -10,7 +10,7 @@ from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_t
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
-from trl_distill_plugins.losses.sparse import MergedTile, SparseSignal, merged_tile
+from trl_distill_plugins.losses.sparse import MergedTiles, SparseSignal
 from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile
 
@@ -116,30 +116,26 @@ class Tiles:
             teacher = TeacherTile(_teacher_head(job).shape_logits(teacher_raw.to(dtype)))
         on_policy = None if job.on_policy is None else job.on_policy[tokens]
         tile = LogitsTile(head.shape_logits(raw.to(dtype)), teacher, job.labels[tokens], on_policy)
-        signal = job.teacher[tokens] if isinstance(job.teacher, SparseSignal) else None
+        merged = MergedTiles(tile, job.teacher[tokens]) if isinstance(job.teacher, SparseSignal) else None
         if self._kernel is None:
-            self.statistics[tokens] = tile_statistics(tile, None if signal is None else merged_tile(tile, signal))
+            self.statistics[tokens] = tile_statistics(tile, None if merged is None else merged.of())
         total: Tensor | None = None
         for row, term in zip(self.values, job.objective.terms, strict=True):
-            row[tokens], gradient = self._evaluate(term, tile, signal)
+            row[tokens], gradient = self._evaluate(term, tile, merged)
             if gradient is not None:
                 factor = term.weight * term.loss.scale / term.loss.temperature
                 total = gradient.mul_(factor) if total is None else total.add_(gradient, alpha=factor)
         if total is not None:
             raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
 
-    def _evaluate(self, term: Term, tile: LogitsTile, signal: SparseSignal | None) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, term: Term, tile: LogitsTile, merged: MergedTiles | None) -> tuple[Tensor, Tensor | None]:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
-        merged: MergedTile | None = None
-        if signal is not None and term.loss.needs_teacher:
-            merged = merged_tile(tile, signal, term.loss)
-            view = merged.tile
-        else:
-            view = tile.at_temperature(term.loss.temperature)
+        classes = merged.of(term.loss) if merged is not None and term.loss.needs_teacher else None
+        view = tile.at_temperature(term.loss.temperature) if classes is None else classes.tile
         if not self.want_gradient:
             return term.loss.per_token(view), None
         values, gradient = term.loss.per_token_and_grad(view)
-        return values, gradient if merged is None else merged.spread(gradient)
+        return values, gradient if classes is None else classes.spread(gradient)
 
 
 def _teacher_head(job: Job) -> LMHead:
