@@ -35,6 +35,7 @@ NARROW = 128  # hidden width where only the logits matter
 LOSSES_MEMORY_SHAPE: Shape = (2048, 32000, NARROW)
 PEERS_MEMORY_SHAPE: Shape = (2048, 32000, 1024)
 PEER_LOSSES = ("forward_kl", "jsd")
+KERNELS = ("TRL chunked", "Liger chunked")
 
 Figures = dict[str, Any]
 
@@ -67,7 +68,9 @@ def run_losses(options: argparse.Namespace, console: Console) -> list[Figures]:
     inputs, narrow = (Inputs.make(size, torch.float32) for size in (shape, (*shape[:2], NARROW)))
     products = {dense: cheaper_products(inputs, with_teacher=dense) for dense in (True, False)}
     for case in chosen_cases(options.losses):
-        methods = ["ours"] if options.only_ours else ["ours", "naive", *peers_of(case)]
+        methods = (
+            ["ours"] if options.only_ours else ["ours", "naive", *(peer for peer in peers_of(case) if peer in KERNELS)]
+        )
         note(f"{case.title}: {', '.join(methods)}")
         figure = measure_time(inputs, case, methods, options.rounds, products[case.has_teacher_product])
         figure["errors"] = measure_errors(narrow, case, ["ours"], torch.float64)
@@ -90,7 +93,7 @@ def chosen_cases(names: list[str] | None) -> list[Case]:
 
 
 def losses_table(figures: list[Figures], shape: Shape) -> Table:
-    others = [name for name in METHODS if name != "ours"]
+    others = ["naive", *(name for name in METHODS if name in KERNELS)]
     headings = ["loss", "products", "ours", *others, "error", "ours, MB", "naive, MB", "share"]
     table = Table(*headings, title=f"{shape} fp32, ratio to the bare products; memory at {LOSSES_MEMORY_SHAPE}")
     for figure in figures:
