@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from trl_distill_plugins.losses.base import Loss, TemperatureOptions
+from trl_distill_plugins.losses.kernels.sort import sort_probs
 from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of, through_softmax
 
 
@@ -26,8 +27,8 @@ class UniversalLogit(Loss):
     def per_token_and_grad(self, tile: LogitsTile) -> tuple[Tensor, Tensor]:
         """With `w = q sign(q - p of the same rank)`, the gradient by the student's logits is `w - q sum w`."""
         q = tile.student.softmax(-1)
-        sorted_q, order = q.sort(-1)
-        gap = sorted_q.sub_(teacher_of(tile).probs().sort(-1).values)
+        sorted_q, order = sort_probs(q)
+        gap = sorted_q.sub_(sort_probs(teacher_of(tile).probs())[0])
         value = gap.abs().sum(-1)
         weighted = q.new_empty(q.shape).scatter_(-1, order, gap.sign_()).mul_(q)
         return value, through_softmax(q, weighted)

@@ -117,12 +117,27 @@ class MergedTile:
     ids: Tensor
 
     def spread(self, gradient: Tensor) -> Tensor:
-        """Turn the gradient by the classes' logits into the one by the student's, `[n, V]`. Call it once."""
+        """Turn the gradient by the classes' logits into the one by the student's, `[n, V]`."""
         named = gradient[:, : self.ids.shape[1]]
         if self.rest is None:
             return torch.zeros_like(self.unnamed).scatter_add_(1, self.ids, named)
-        spread = self.unnamed.sub_(self.rest).exp_().mul_(gradient[:, -1:])
+        spread = (self.unnamed - self.rest).exp_().mul_(gradient[:, -1:])
         return spread.scatter_add_(1, self.ids, named)
+
+
+class MergedTiles:
+    """A tile over the classes of `signal`, made once for all losses that see it at the same temperature and with the
+    same tail."""
+
+    def __init__(self, tile: LogitsTile, signal: SparseSignal) -> None:
+        self._tile, self._signal = tile, signal
+        self._made: dict[tuple[float, Tail], MergedTile] = {}
+
+    def at(self, temperature: float = 1.0, tail: Tail = "bucket") -> MergedTile:
+        """What `merged_tile` makes of it."""
+        if (temperature, tail) not in self._made:
+            self._made[temperature, tail] = merged_tile(self._tile, self._signal, temperature, tail)
+        return self._made[temperature, tail]
 
 
 def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0, tail: Tail = "bucket") -> MergedTile:

@@ -11,7 +11,7 @@ from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_t
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
-from trl_distill_plugins.losses.sparse import MergedTile, SparseSignal, merged_tile
+from trl_distill_plugins.losses.sparse import MergedTiles, SparseSignal
 from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, at_least_float32
 
@@ -58,7 +58,7 @@ class Tiles:
         self.values = hidden.new_empty(len(job.objective.tokens), hidden.shape[0], dtype=value_dtype)
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
         self.token_scale = (job.weights / (1.0 if job.divides_late else job.normalizer)).to(value_dtype)
-        self._kernel, self._kernel_terms = _kernel_for(job, self._student, self._teacher)
+        self._kernel, self._kernel_terms = _kernel_for(job, self._student, self._teacher), _kernel_terms(job.objective)
 
     def run(self, start: int) -> tuple[Tensor, Tensor]:
         """Fill values and statistics of the tile at `start`; return its hidden states and gradient by raw logits."""
@@ -68,10 +68,10 @@ class Tiles:
         teacher_raw = None
         if isinstance(self.job.teacher, DenseSignal) and self._teacher is not None:
             teacher_raw = self.job.teacher.write_raw_logits(start, end, self._teacher[: end - start])
-        if self._kernel is None:
+        if self._kernel is not None:
+            self._native(self._kernel, slice(start, end), raw, teacher_raw)
+        if self._kernel is None or self._kernel_terms is None:
             self._eager(start, raw, teacher_raw)
-        else:
-            self._native(slice(start, end), raw, teacher_raw)
         return hidden, raw.to(hidden.dtype)
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,20 +82,20 @@ class Tiles:
         terms = (self.values @ weights) * scales
         return terms @ shares / self.job.normalizer, terms, self.statistics.sum(0)
 
-    def _native(self, tokens: slice, raw: Tensor, teacher_raw: Tensor | None) -> None:
-        assert self._kernel is not None
-        head, teacher_head = self.job.head, _teacher_head(self.job)
-        self._kernel(
+    def _native(self, kernel: TileKernel, tokens: slice, raw: Tensor, teacher_raw: Tensor | None) -> None:
+        """Values, statistics and gradient; the statistics alone where the kernel does not know a loss."""
+        head, teacher_head, terms = self.job.head, _teacher_head(self.job), self._kernel_terms or []
+        kernel(
             raw,
             teacher_raw,
             self.job.labels[tokens],
             self.token_scale[tokens],
-            self._kernel_terms,
-            self.values[:, tokens],
+            terms,
+            self.values[: len(terms), tokens],
             self.statistics[tokens],
             student_shape=HeadShape(head.scale, head.softcap),
             teacher_shape=HeadShape(teacher_head.scale, teacher_head.softcap),
-            want_gradient=self.want_gradient,
+            want_gradient=self.want_gradient and bool(terms),
         )
 
     def _eager(self, start: int, raw: Tensor, teacher_raw: Tensor | None) -> None:
@@ -112,43 +112,45 @@ class Tiles:
             teacher = TeacherTile(_teacher_head(job).shape_logits(teacher_raw.to(dtype)))
         on_policy = None if job.on_policy is None else job.on_policy[tokens]
         tile = LogitsTile(head.shape_logits(raw.to(dtype)), teacher, job.labels[tokens], on_policy)
-        signal = job.teacher[tokens] if isinstance(job.teacher, SparseSignal) else None
-        self.statistics[tokens] = tile_statistics(tile, None if signal is None else merged_tile(tile, signal))
+        merged = MergedTiles(tile, job.teacher[tokens]) if isinstance(job.teacher, SparseSignal) else None
+        if self._kernel is None:
+            self.statistics[tokens] = tile_statistics(tile, None if merged is None else merged.at())
         total: Tensor | None = None
         for row, term in zip(self.values, job.objective.tokens, strict=True):
-            row[tokens], gradient = self._evaluate(term, tile, signal)
+            row[tokens], gradient = self._evaluate(term, tile, merged)
             if gradient is not None:
                 factor = term.weight * term.loss.scale / term.loss.temperature
                 total = gradient.mul_(factor) if total is None else total.add_(gradient, alpha=factor)
         if total is not None:
             raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
 
-    def _evaluate(
-        self, term: Term[Loss], tile: LogitsTile, signal: SparseSignal | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, term: Term[Loss], tile: LogitsTile, merged: MergedTiles | None) -> tuple[Tensor, Tensor | None]:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
-        merged: MergedTile | None = None
-        if signal is not None and term.loss.needs_teacher:
-            merged = merged_tile(tile, signal, term.loss.temperature, term.loss.tail)
-            view = merged.tile
-        else:
-            view = tile.at_temperature(term.loss.temperature)
+        classes = None
+        if merged is not None and term.loss.needs_teacher:
+            classes = merged.at(term.loss.temperature, term.loss.tail)
+        view = tile.at_temperature(term.loss.temperature) if classes is None else classes.tile
         if not self.want_gradient:
             return term.loss.per_token(view), None
         values, gradient = term.loss.per_token_and_grad(view)
-        return values, gradient if merged is None else merged.spread(gradient)
+        return values, gradient if classes is None else classes.spread(gradient)
 
 
 def _teacher_head(job: Job) -> LMHead:
     return job.teacher.head if isinstance(job.teacher, DenseSignal) else job.head
 
 
-def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> tuple[TileKernel | None, list[KernelTerm]]:
-    """The native kernel and its terms, if it knows every loss of the objective and the dtypes at hand."""
-    terms = [term.loss.kernel_term(term.weight * term.loss.scale) for term in job.objective.tokens]
+def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> TileKernel | None:
+    """The native kernel, if it works on such a teacher and the dtypes at hand."""
     dtypes = {student.dtype} if teacher is None else {student.dtype, teacher.dtype}
-    known = [term for term in terms if term is not None]
     is_sparse = isinstance(job.teacher, SparseSignal)
     if is_sparse or student.device.type != "cpu" or not dtypes <= {torch.float32, torch.bfloat16}:
-        return None, []
-    return (None, []) if len(known) < len(terms) else (load_tile_kernel(), known)
+        return None
+    return load_tile_kernel()
+
+
+def _kernel_terms(objective: Objective) -> list[KernelTerm] | None:
+    """The terms as the native kernel knows them; None if there is a loss it does not know."""
+    terms = [term.loss.kernel_term(term.weight * term.loss.scale) for term in objective.tokens]
+    known = [term for term in terms if term is not None]
+    return known if len(known) == len(terms) else None

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from trl_distill_plugins.losses.base import DivergenceOptions, Loss, TemperatureOptions
 from trl_distill_plugins.losses.checks import check_range
+from trl_distill_plugins.losses.kernels.sort import sort_probs
 from trl_distill_plugins.losses.tiles import LogitsTile, teacher_of
 
 # The likeliest tokens that are looked at first for half of the teacher's mass; more only where they hold less.
-_HEAD_TOKENS = 1024
+_HEAD_TOKENS = 64
 
 
 def _two_way(p: Tensor, log_p: Tensor, log_q: Tensor, share: Tensor | float) -> Tensor:
@@ -108,7 +109,7 @@ class AdaptiveKL(Loss):
             return torch.ones_like(p[:, :1])
         top, ids = p.topk(min(_HEAD_TOKENS, p.shape[-1]))
         if bool((top.sum(-1) <= self.options.mu).any()):
-            top, ids = p.sort(descending=True)
+            top, ids = (ascending.flip(-1) for ascending in sort_probs(p))
         in_head = top.cumsum(-1) <= self.options.mu
         in_head[:, 0] = True
         head = ((top - q.gather(-1, ids)).abs() * in_head).sum(-1, keepdim=True)

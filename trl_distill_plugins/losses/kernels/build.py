@@ -1,5 +1,6 @@
-"""Compiles the native kernel once per source, compiler and CPU."""
+"""Compiles the native kernels once per source, compiler and CPU."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -7,12 +8,20 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("tile.cpp", "row.hpp", "simd.hpp")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("tile.cpp", "sort.cpp", "row.hpp", "simd.hpp", "threads.hpp")]
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _COMPILERS = ("c++", "g++", "clang++")
 _logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def load_library() -> ctypes.CDLL | None:
+    """Return the kernels, built on first use; None, after one logged warning, where they cannot be built."""
+    path = build_library()
+    return None if path is None else ctypes.CDLL(str(path))
 
 
 def build_library() -> Path | None:
@@ -63,6 +72,7 @@ def _compile(compiler: list[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [*compiler, *_FLAGS, "-o", str(built), str(_SOURCES[0])]
+        sources = [str(source) for source in _SOURCES if source.suffix == ".cpp"]
+        command = [*compiler, *_FLAGS, "-o", str(built), *sources]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         os.replace(built, path)

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trl_distill_plugins.losses.kernels.build import build_library
+from trl_distill_plugins.losses.kernels.build import load_library
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 
 # In the order of `enum Kind` in tile.cpp.
@@ -173,5 +173,5 @@ def _check(
 @lru_cache(maxsize=1)
 def load_tile_kernel() -> TileKernel | None:
     """Return the kernel, built on first use; None, after one logged warning, where it cannot be built."""
-    path = build_library()
-    return None if path is None else TileKernel(ctypes.CDLL(str(path)))
+    library = load_library()
+    return None if library is None else TileKernel(library)

@@ -6,10 +6,9 @@
 // threads.
 
 #include <new>
-#include <system_error>
-#include <thread>
 
 #include "row.hpp"
+#include "threads.hpp"
 
 namespace {
 
@@ -184,21 +183,9 @@ extern "C" int run_tile(const Tile* tile) try {
                                            : (tile->teacher_is_bf16 ? run_rows<float, bf16> : run_rows<float, float>);
     const int64_t shares = std::max<int64_t>(1, std::min<int64_t>(tile->threads, tile->rows));
     std::vector<Workspace> workspaces;
-    std::vector<std::thread> threads;
     for (int64_t k = 0; k < shares; ++k) workspaces.emplace_back(*tile);
-    threads.reserve(shares);
-    const auto run_share = [&](int64_t k) {
-        run(*tile, workspaces[k], tile->rows * k / shares, tile->rows * (k + 1) / shares);
-    };
-    for (int64_t k = 1; k < shares; ++k) {
-        try {
-            threads.emplace_back(run_share, k);
-        } catch (const std::system_error&) {
-            run_share(k);
-        }
-    }
-    run_share(0);
-    for (std::thread& thread : threads) thread.join();
+    share_rows(tile->rows, shares,
+               [&](int64_t k, int64_t begin, int64_t end) { run(*tile, workspaces[k], begin, end); });
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
