@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trl_distill_plugins import get_loss
 from trl_distill_plugins.errors import ConfigError, UnknownPluginError
+from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile
 
 DIVERGENCES = {
@@ -198,3 +199,14 @@ def test_missing_teacher_and_labels_are_named():
         get_loss("forward_kl")(logits(0, 2, 3))
     with pytest.raises(ConfigError, match="'cross_entropy' reads the labels; pass labels"):
         get_loss("cross_entropy")(logits(0, 2, 3))
+
+
+def test_logits_and_labels_of_other_positions_are_named():
+    loss, student = get_loss("forward_kl"), logits(0, 2, 3, 5)
+    with pytest.raises(ConfigError, match=r"teacher_logits \[2, 4, 5\] and student_logits \[2, 3, 5\] differ"):
+        loss(student, logits(1, 2, 4, 5))
+    with pytest.raises(ConfigError, match=r"labels \[3\] and student_logits"):
+        loss(student, student, torch.zeros(3, dtype=torch.long))
+    signal = SparseSignal(torch.zeros(5, 1, dtype=torch.long), torch.full((5, 1), -1.0))
+    with pytest.raises(ConfigError, match="the SparseSignal covers 5 positions, student_logits 6"):
+        loss(student, signal)

@@ -191,6 +191,7 @@ class Loss(BaseLoss):
             raise ConfigError(f"loss {self.name!r} compares the student with a teacher; pass teacher_logits")
         if labels is None and self.needs_labels:
             raise ConfigError(f"loss {self.name!r} reads the labels; pass labels")
+        _check_positions(student_logits, teacher_logits, labels)
         dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
         shape = student_logits.shape[:-1]
         student = student_logits.to(dtype).reshape(-1, student_logits.shape[-1])
@@ -220,3 +221,14 @@ class Loss(BaseLoss):
     def scale(self) -> float:
         """What the value is multiplied by: T^2, or 1 where `scale_by_t_squared` is off or absent."""
         return self.temperature**2 if getattr(self.options, "scale_by_t_squared", False) else 1.0
+
+
+def _check_positions(student: Tensor, teacher: Tensor | SparseSignal | None, labels: Tensor | None) -> None:
+    """Raise `ConfigError` unless all are about the same positions."""
+    shape = student.shape[:-1]
+    for name, part in (("teacher_logits", teacher), ("labels", labels)):
+        if isinstance(part, SparseSignal):
+            if len(part) != shape.numel():
+                raise ConfigError(f"the SparseSignal covers {len(part)} positions, student_logits {shape.numel()}")
+        elif part is not None and (part.shape if part is labels else part.shape[:-1]) != shape:
+            raise ConfigError(f"{name} {[*part.shape]} and student_logits {[*student.shape]} differ in their positions")
