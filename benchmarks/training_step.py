@@ -206,7 +206,7 @@ def main() -> None:
     if options.memory_of:
         print(peak_above_models(options.memory_of))
         return
-    console = Console()
+    console = Console(width=110)
     memory = {variant: measure_memory(variant) for variant in VARIANTS}
     all_seconds, all_parts = measure_time(options.steps, console)
     seconds = {name: statistics.median(values) for name, values in all_seconds.items()}
