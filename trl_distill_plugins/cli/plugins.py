@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from trl_distill_plugins import plugins
-from trl_distill_plugins.losses.schedules import Schedule
 from trl_distill_plugins.plugin_checks import KINDS
 from trl_distill_plugins.plugins import Broken, Installed
 
@@ -40,6 +39,8 @@ def _options(cls: type[Any]) -> dict[str, Any]:
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
+    from trl_distill_plugins.losses.schedules import Schedule  # imports torch, which the help text does without
+
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     if isinstance(field.default, Schedule):
