@@ -69,7 +69,8 @@ def test_no_plot_is_of_no_loss():
 
 @pytest.mark.parametrize("block", re.findall(r"^```yaml\n(.*?)^```", TEXT, re.S | re.M))
 def test_configs_are_objectives(block):
-    Objective.from_config(yaml.safe_load(block)["losses"])
+    losses = yaml.safe_load(block)["losses"]
+    assert [term.loss.name for term in Objective.from_config(losses).terms] == [entry["name"] for entry in losses]
 
 
 def test_forward_kl_covers_both_modes():

@@ -166,7 +166,8 @@ assert store.content_digest() == before
 
 def test_forked_processes_read_the_same(tmp_path):
     filled(tmp_path, range(600), shards=5, size=5000)
-    subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # The header
@@ -198,7 +199,11 @@ def test_a_field_this_run_lacks_is_named(tmp_path):
 
 
 def test_values_are_compared_as_json_keeps_them(tmp_path):
-    CacheStore.create(tmp_path, {"sizes": (1, 2)}).check({"sizes": (1, 2)})
+    store = CacheStore.create(tmp_path, {"sizes": (1, 2)})
+    store.check({"sizes": (1, 2)})
+    assert store.header == {"sizes": [1, 2]}
+    with pytest.raises(DataError, match=r"was built with sizes \[1, 2\]; this run has \[1, 3\]"):
+        store.check({"sizes": (1, 3)})
 
 
 def test_a_folder_without_a_cache_is_said(tmp_path):
