@@ -64,8 +64,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
     store = CacheStore(folder)
     positions = named = 0
-    for key in list(store.keys()):
-        signal = decode(store.get(key) or b"")
+    for signal in map(decode, store.blobs()):
         positions += len(signal)
         named += int((signal.log_probs > -float("inf")).sum())
     size = sum(shard.path.stat().st_size for shard in store.shards())

@@ -10,7 +10,7 @@ from trl_distill_plugins.cli.train import option_in, read_config
 from trl_distill_plugins.cli.train_worker import make_trainer, parse_arguments
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
-from trl_distill_plugins.prompts.collator import PREFIX
+from trl_distill_plugins.prompts.collator import teacher_view
 from trl_distill_plugins.teachers.cache.building import fill_cache, unique
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of
 from trl_distill_plugins.teachers.cache.header import make_header
@@ -101,7 +101,7 @@ def _documents(trainer: Any) -> Iterator[Document]:
     for dataset in (trainer.train_dataset, *evaluated.values()):
         for row in dataset if dataset is not None else ():
             batch = trainer.data_collator([row])
-            own = {k.removeprefix(PREFIX): v for k, v in batch.items() if k.startswith(PREFIX)} or batch
+            own = teacher_view(batch) or batch
             yield from documents_of(own, own["labels"][:, 1:] != IGNORE_INDEX)
 
 

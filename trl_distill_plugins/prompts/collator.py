@@ -1,6 +1,6 @@
 """Batches of both views."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,11 @@ PREFIX = "teacher_"
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
+
+
+def teacher_view(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's columns of an example or a batch, under the names the student's have; empty if it has none."""
+    return {key.removeprefix(PREFIX): value for key, value in columns.items() if key.startswith(PREFIX)}
 
 
 class ViewCollator:
@@ -36,9 +41,7 @@ class ViewCollator:
         student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
-        teacher = self._collate(
-            [{k.removeprefix(PREFIX): v for k, v in row.items() if k.startswith(PREFIX)} for row in examples]
-        )
+        teacher = self._collate([teacher_view(row) for row in examples])
         _check_alignment(student["labels"], teacher["labels"])
         return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
 

@@ -14,7 +14,7 @@ from trl_distill_plugins.losses.chunked import ObjectiveOutput
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
-from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator
+from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator, teacher_view
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
@@ -183,7 +183,7 @@ class DistillationMixin:
         self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor
     ) -> DenseSignal | SparseSignal:
         """The teacher's word on the trained positions, through its own view of the batch if it has one."""
-        own = {k.removeprefix(PREFIX): v for k, v in inputs.items() if k.startswith(PREFIX)}
+        own = teacher_view(inputs)
         if not own:
             return self.teacher.signal(student, trained)
         own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KEY_BYTES = 16
+from trl_distill_plugins.teachers.cache.shards import KEY_BYTES
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ class CacheStore:
         """All keys, rising."""
         return self._loaded().keys()
 
+    def blobs(self) -> Iterator[memoryview]:
+        """The blobs of `keys()`. Raises `DataError` at one that is damaged."""
+        return self._loaded().blobs()
+
     def get(self, key: bytes) -> memoryview | None:
         """The blob of a key, without a copy; None if it is not in the shards seen by the first look-up or `refresh`.
 
@@ -144,7 +148,7 @@ class CacheStore:
     def content_digest(self) -> str:
         """Hex digest of all keys and blobs; the same for the same records in whatever order and shards."""
         digest = hashlib.blake2b(digest_size=32)
-        for key, blob in zip(self._loaded().keys(), self._loaded().blobs(), strict=True):
+        for key, blob in zip(self.keys(), self.blobs(), strict=True):
             digest.update(key + len(blob).to_bytes(8, "little"))
             digest.update(blob)
         return digest.hexdigest()
