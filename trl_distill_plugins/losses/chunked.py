@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
-from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal, check_signal
 from trl_distill_plugins.losses.tile_gradients import Job, Tiles, compute_dtype
 from trl_distill_plugins.losses.tiles import at_least_float32
@@ -43,7 +43,7 @@ def chunked_objective(
     hidden: Tensor,
     head: LMHead,
     labels: Tensor,
-    teacher: DenseSignal | SparseSignal | None = None,
+    teacher: TeacherSignal | None = None,
     *,
     normalizer: Tensor | float = 1.0,
     weights: Tensor | None = None,
@@ -72,7 +72,7 @@ def chunked_objective(
     if isinstance(teacher, SparseSignal):
         check_signal(teacher, [term.loss for term in objective.tokens], head.weight.shape[0])
     elif teacher is not None:
-        teacher = teacher.to(compute_dtype(teacher.hidden))
+        teacher = teacher.cast(compute_dtype)
     scale = torch.ones_like(labels, dtype=at_least_float32(hidden.dtype)) if weights is None else weights
     is_fp16 = compute_dtype(hidden) == torch.float16
     job = Job(

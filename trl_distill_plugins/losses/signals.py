@@ -1,5 +1,6 @@
 """What a teacher says about N trained positions, in the form the chunked engine reads tile by tile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,9 +28,19 @@ class DenseSignal:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
-    def to(self, dtype: torch.dtype) -> "DenseSignal":
-        """The same signal, to be projected in `dtype`."""
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """What its logits are projected into."""
+        return logits_dtype(self.hidden)
+
+    def cast(self, dtype_of: Callable[[Tensor], torch.dtype]) -> "DenseSignal":
+        """The same signal, to be projected in the dtype that `dtype_of` gives for its hidden states."""
+        dtype = dtype_of(self.hidden)
         return self if dtype == self.hidden.dtype else replace(self, hidden=self.hidden.to(dtype))
+
+    def finite_rows(self) -> Tensor:
+        """Whether what was said of a position is finite, `[N]`."""
+        return self.hidden.isfinite().all(-1)
 
     def on(self, device: torch.device) -> "DenseSignal":
         """The same signal on another device; itself where it is there already."""

@@ -48,6 +48,10 @@ class SparseSignal:
     def __getitem__(self, rows: slice) -> "SparseSignal":
         return SparseSignal(self.ids[rows], self.log_probs[rows], None if self.weights is None else self.weights[rows])
 
+    def finite_rows(self) -> Tensor:
+        """Whether what was said of a position is a number, `[N]`."""
+        return ~self.log_probs.isnan().any(-1)
+
     @property
     def form(self) -> TeacherForm:
         """How losses call such a teacher."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
 from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_tile_kernel
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
@@ -26,7 +27,7 @@ class Job:
     objective: Objective
     head: LMHead
     labels: Tensor
-    teacher: DenseSignal | SparseSignal | None
+    teacher: TeacherSignal | None
     weights: Tensor
     on_policy: Tensor | None
     normalizer: Tensor | float
@@ -52,8 +53,8 @@ class Tiles:
         rows = min(job.chunk_size, max(1, hidden.shape[0]))
         self._student = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(self.hidden))
         self._teacher = None
-        if isinstance(job.teacher, DenseSignal):
-            self._teacher = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(job.teacher.hidden))
+        if isinstance(job.teacher, DenseSignal | JointSignal):
+            self._teacher = hidden.new_empty(rows, weight.shape[0], dtype=job.teacher.logits_dtype)
         value_dtype = at_least_float32(dtype)
         self.values = hidden.new_empty(len(job.objective.tokens), hidden.shape[0], dtype=value_dtype)
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
@@ -66,7 +67,7 @@ class Tiles:
         hidden, raw = self.hidden[start:end], self._student[: end - start]
         project(hidden, self.weight, self.bias, raw)
         teacher_raw = None
-        if isinstance(self.job.teacher, DenseSignal) and self._teacher is not None:
+        if isinstance(self.job.teacher, DenseSignal | JointSignal) and self._teacher is not None:
             teacher_raw = self.job.teacher.write_raw_logits(start, end, self._teacher[: end - start])
         if self._kernel is not None:
             self._native(self._kernel, slice(start, end), raw, teacher_raw)
@@ -137,7 +138,7 @@ class Tiles:
 
 
 def _teacher_head(job: Job) -> LMHead:
-    return job.teacher.head if isinstance(job.teacher, DenseSignal) else job.head
+    return job.teacher.head if isinstance(job.teacher, DenseSignal | JointSignal) else job.head
 
 
 def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> TileKernel | None:

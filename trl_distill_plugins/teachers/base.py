@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trl_distill_plugins.errors import TeacherError
+from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.layers import LayerRequest, ModelShape
-from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.losses.tiles import TeacherForm
 from trl_distill_plugins.prompts.rows import Prompt
 
@@ -89,7 +88,7 @@ class Teacher(ABC):
         """Get ready to `generate` on `device`, before `prepare`; a teacher elsewhere has nothing to do."""
 
     @abstractmethod
-    def signal(self, inputs: dict[str, Any], trained: Tensor) -> DenseSignal | SparseSignal:
+    def signal(self, inputs: dict[str, Any], trained: Tensor) -> TeacherSignal:
         """Return what the teacher says at the trained positions.
 
         Args:

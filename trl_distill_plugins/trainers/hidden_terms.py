@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.chunked import ObjectiveOutput
 from trl_distill_plugins.losses.hidden import HiddenLoss
+from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.layers import LayerKind, LayerPair, LayerRequest, LayerStates, ModelShape
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.prompts.collator import PREFIX
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers.projectors import (
@@ -72,7 +72,7 @@ class HiddenTerms:
         objective: Objective,
         backbone: Any,
         trained: Tensor,
-        teacher: DenseSignal | SparseSignal | None,
+        teacher: TeacherSignal | None,
         normalizer: Tensor,
     ) -> ObjectiveOutput:
         """Return `output` with the hidden losses of `objective` in its loss and behind its terms.

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.chunked import ObjectiveOutput
+from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
-from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator, teacher_view
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
@@ -179,9 +178,7 @@ class DistillationMixin:
         with torch.no_grad():
             return output.loss, model(**student, use_cache=False)
 
-    def _teacher_signal(
-        self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor
-    ) -> DenseSignal | SparseSignal:
+    def _teacher_signal(self: Any, inputs: dict[str, Any], student: dict[str, Any], trained: Tensor) -> TeacherSignal:
         """The teacher's word on the trained positions, through its own view of the batch if it has one."""
         own = teacher_view(inputs)
         if not own:

@@ -1,7 +1,7 @@
 """One pass of the student over a batch: backbone, head and objective, inside the forward of the model's wrapper."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
 from trl_distill_plugins.losses.head import LMHead
+from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.trainers import trl_compat
 
 
@@ -39,7 +39,7 @@ def student_pass(
     objective: Objective,
     inputs: dict[str, Any],
     positions: TrainedPositions,
-    signal: DenseSignal | SparseSignal | None,
+    signal: TeacherSignal | None,
 ) -> ObjectiveOutput:
     """Run the trainer's student on `inputs` `[B, T]` and evaluate `objective` at `positions`; differentiable."""
     unwrapped = trainer.accelerator.unwrap_model(model)
@@ -73,9 +73,17 @@ def student_pass(
 
 
 @contextmanager
-def _whole_signal(signal: DenseSignal | SparseSignal | None) -> Iterator[DenseSignal | SparseSignal | None]:
-    if not isinstance(signal, DenseSignal):
-        yield signal
-        return
-    with trl_compat.whole_head(signal.head) as head:
-        yield replace(signal, head=head)
+def _whole_signal(signal: TeacherSignal | None) -> Iterator[TeacherSignal | None]:
+    """The signal with whole heads, gathered for the time of the context."""
+    with ExitStack() as stack:
+
+        def whole(part: DenseSignal) -> DenseSignal:
+            return replace(part, head=stack.enter_context(trl_compat.whole_head(part.head)))
+
+        match signal:
+            case DenseSignal():
+                yield whole(signal)
+            case JointSignal():
+                yield signal.map(whole)
+            case _:
+                yield signal

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from trl_distill_plugins.errors import TeacherError
 from trl_distill_plugins.losses.chunked import ObjectiveOutput
-from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.statistics import STATISTICS
 from trl_distill_plugins.teachers.base import Teacher
 
@@ -13,9 +12,7 @@ from trl_distill_plugins.teachers.base import Teacher
 _ENTROPY = STATISTICS.index("teacher_entropy")
 
 
-def check_finite(
-    output: ObjectiveOutput, teacher: Teacher, signal: DenseSignal | SparseSignal, trained: Tensor, where: str
-) -> None:
+def check_finite(output: ObjectiveOutput, teacher: Teacher, signal: TeacherSignal, trained: Tensor, where: str) -> None:
     """Raise `TeacherError` if the teacher's distributions are not finite numbers.
 
     Args:
@@ -27,8 +24,7 @@ def check_finite(
     """
     if bool(output.statistics[_ENTROPY].isfinite()):
         return
-    said = signal.hidden.isfinite() if isinstance(signal, DenseSignal) else ~signal.log_probs.isnan()
-    rows = trained.nonzero()[~said.all(-1).to(trained.device), 0].unique().tolist()
+    rows = trained.nonzero()[~signal.finite_rows().to(trained.device), 0].unique().tolist()
     which = f", rows {', '.join(map(str, rows))} (from 0)" if rows else ""
     raise TeacherError(
         f"the teacher {teacher} gave logits that are NaN or infinite in {where}{which}; its weights may be damaged or "
