@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.panel import MEMBERS_COLUMN, run_lengths
 from trl_distill_plugins.prompts.views import STUDENT_COLUMNS, TEACHER_COLUMNS
 
 if TYPE_CHECKING:
@@ -27,26 +28,27 @@ def pack_views(dataset: "AnyDataset", pack: "Callable[[AnyDataset, int], AnyData
 
     The result has `input_ids`, `labels`, `seq_lengths` and, for rows with two views, `teacher_input_ids`,
     `teacher_labels`, `teacher_seq_lengths`: the same documents in the same order. A packed teacher row may be longer
-    than the teacher's window; each of its documents is not.
+    than the teacher's window; each of its documents is not. `teacher_members`, for several teachers, comes along.
 
     Args:
         dataset: what `prepare_views` returned, with windows of at most `max_length`.
         pack: `pack(dataset, max_length)`, TRL's `pack_dataset` with a strategy that keeps documents whole ("bfd").
         max_length: the student tokens in a packed row.
     """
-    if "teacher_input_ids" not in (dataset.column_names or ()):
+    columns = [column for column in (*TEACHER_COLUMNS, MEMBERS_COLUMN) if column in (dataset.column_names or ())]
+    if not columns:
         return _checked(pack(dataset, max_length))
-    features = _features()
-    carried = dataset.map(_Carry(max_length), batched=True, features=_carried_features(features))
+    features = _features(columns)
+    carried = dataset.map(_Carry(max_length, columns), batched=True, features=_carried_features(features, columns))
     packed = _checked(pack(carried, max_length))
-    return packed.map(_unfold, batched=True, remove_columns=list(TEACHER_COLUMNS), features=features)
+    return packed.map(_Unfold(columns), batched=True, remove_columns=columns, features=features)
 
 
 class _Carry:
     """Folds each teacher row into the entry of its document's first token."""
 
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
+    def __init__(self, max_length: int, columns: list[str]) -> None:
+        self.max_length, self.columns = max_length, columns
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         lengths = [len(ids) for ids in batch["input_ids"]]
@@ -59,14 +61,23 @@ class _Carry:
             column: [
                 [row] + [[] for _ in range(length - 1)] for row, length in zip(batch[column], lengths, strict=True)
             ]
-            for column in TEACHER_COLUMNS
+            for column in self.columns
         }
 
 
-def _unfold(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    rows = {column: [list(chain.from_iterable(row)) for row in batch[column]] for column in TEACHER_COLUMNS}
-    lengths = [[len(entry) for entry in row if entry] for row in batch["teacher_input_ids"]]
-    return {**rows, TEACHER_SEQ_LENGTHS: lengths}
+class _Unfold:
+    """Lays the teacher rows of a packed row end to end."""
+
+    def __init__(self, columns: list[str]) -> None:
+        self.columns = columns
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = {column: [list(chain.from_iterable(row)) for row in batch[column]] for column in self.columns}
+        # Several teachers' documents of one row lie end to end already: a run of the same member is one of them.
+        owners = batch[MEMBERS_COLUMN if MEMBERS_COLUMN in self.columns else "teacher_input_ids"]
+        is_one = MEMBERS_COLUMN not in self.columns
+        lengths = [[n for entry in row if entry for n in ([len(entry)] if is_one else run_lengths(entry))] for row in owners]
+        return {**rows, TEACHER_SEQ_LENGTHS: lengths}
 
 
 def _checked(packed: "AnyDataset") -> "AnyDataset":
@@ -77,15 +88,15 @@ def _checked(packed: "AnyDataset") -> "AnyDataset":
     return packed
 
 
-def _features() -> "Features":
+def _features(teacher_columns: list[str]) -> "Features":
     from datasets import Features, List, Value
 
-    columns = (*STUDENT_COLUMNS, *TEACHER_COLUMNS, SEQ_LENGTHS, TEACHER_SEQ_LENGTHS)
+    columns = (*STUDENT_COLUMNS, *teacher_columns, SEQ_LENGTHS, TEACHER_SEQ_LENGTHS)
     return Features({column: List(Value("int32")) for column in columns})
 
 
-def _carried_features(features: "Features") -> "Features":
+def _carried_features(features: "Features", teacher_columns: list[str]) -> "Features":
     from datasets import Features, List
 
     student = {column: features[column] for column in STUDENT_COLUMNS}
-    return Features(student | {column: List(features[column]) for column in TEACHER_COLUMNS})
+    return Features(student | {column: List(features[column]) for column in teacher_columns})

@@ -11,7 +11,9 @@ from trl_distill_plugins.errors import TeacherError
 from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.layers import LayerRequest, ModelShape
 from trl_distill_plugins.losses.tiles import TeacherForm
+from trl_distill_plugins.prompts.panel import PanelTemplates
 from trl_distill_plugins.prompts.rows import Prompt
+from trl_distill_plugins.prompts.templates import PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class TeacherPrompt:
     Args:
         source: text or chat messages, `teacher_prompt_template` filled in.
         token_ids: the same in ids of the student's tokenizer, `[T]`.
+        member: which of several teachers is asked, see `Teacher.prompts`.
     """
 
     source: Prompt
     token_ids: list[int]
+    member: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Teacher(ABC):
     def check_prompt(self, template: Any) -> None:  # noqa: B027 - most teachers have nothing to check
         """Raise `TeacherError` if the teacher cannot answer prompts of `teacher_prompt_template` as the config has it;
         one that is asked now can."""
+
+    def prompts(self, template: PromptTemplate | None) -> PromptTemplate | PanelTemplates | None:
+        """How this teacher is prompted, given `teacher_prompt_template`: several teachers in one, each as it likes."""
+        return template
 
     @abstractmethod
     def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:

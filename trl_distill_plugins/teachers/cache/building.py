@@ -7,17 +7,15 @@ holds the same bytes whoever makes it, after whatever interruption, on any numbe
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from trl_distill_plugins.errors import TeacherError
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.cache.codec import encode
-from trl_distill_plugins.teachers.cache.documents import Document
+from trl_distill_plugins.teachers.cache.documents import Document, padded
 from trl_distill_plugins.teachers.cache.selection import Selection
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import Ranks
@@ -85,7 +83,7 @@ def _name(shard: list[Document]) -> str:
 def _records(
     teacher: Teacher, batch: list[Document], selection: Selection, vocabulary: int, device: torch.device
 ) -> Iterator[tuple[bytes, bytes]]:
-    inputs, trained = _padded(batch, device)
+    inputs, trained = padded(batch, device)
     signal = teacher.signal(inputs, trained)
     if not isinstance(signal, DenseSignal):
         raise TeacherError(f"the teacher {teacher} names only some tokens itself; a cache is made from a dense one")
@@ -100,15 +98,3 @@ def _records(
 def _generator(document: Document) -> torch.Generator:
     """Draws depend on the document alone."""
     return torch.Generator().manual_seed(int.from_bytes(document.key[:7], "little"))
-
-
-def _padded(batch: list[Document], device: torch.device) -> tuple[dict[str, Any], Tensor]:
-    """A batch padded on the right: `input_ids` and `attention_mask` `[B, T]`, and what is trained, `[B, T - 1]`."""
-    width = max(len(document.ids) for document in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask, trained = torch.zeros_like(ids), torch.zeros(len(batch), width - 1, dtype=torch.bool)
-    for row, document in enumerate(batch):
-        ids[row, : len(document.ids)] = document.ids
-        mask[row, : len(document.ids)] = 1
-        trained[row, : len(document.trained)] = document.trained
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, trained.to(device)

@@ -6,7 +6,7 @@ change nothing.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,19 @@ def documents_of(inputs: dict[str, Any], trained: Tensor) -> Iterator[Document]:
             part = trained[row, start : end - 1]
             if part.any():
                 yield Document(_key(ids[row, start:end], part), ids[row, start:end], part)
+
+
+def padded(batch: Sequence[Document], device: torch.device) -> tuple[dict[str, Any], Tensor]:
+    """A batch of documents, padded on the right: `input_ids` and `attention_mask` `[B, T]`, and what is trained,
+    `[B, T - 1]`."""
+    width = max(len(document.ids) for document in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    mask, trained = torch.zeros_like(ids), torch.zeros(len(batch), width - 1, dtype=torch.bool)
+    for row, document in enumerate(batch):
+        ids[row, : len(document.ids)] = document.ids
+        mask[row, : len(document.ids)] = 1
+        trained[row, : len(document.trained)] = document.trained
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, trained.to(device)
 
 
 def _spans(ids: Tensor, positions: Tensor | None, mask: Tensor | None, row: int) -> list[tuple[int, int]]:
