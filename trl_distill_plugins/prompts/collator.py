@@ -1,6 +1,7 @@
 """Batches of both views."""
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ PREFIX = "teacher_"
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
+
+
+def completions_of(labels: torch.Tensor) -> list[list[list[int]]]:
+    """The completions in `labels` `[B, T]`, row by row: runs of tokens that are trained."""
+    return [
+        [list(run) for is_trained, run in groupby(row, lambda token: token != IGNORE_INDEX) if is_trained]
+        for row in labels.tolist()
+    ]
 
 
 def teacher_view(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,21 +37,24 @@ class ViewCollator:
 
     In both, the label at index 0 is set to -100, since nothing predicts that token.
 
-    Raises `DataError` if the trained tokens of the two views are not the same.
+    Raises `DataError` if the trained tokens of the two views are not the same, or, in two tokenizers, the completions
+    of a row not as many.
 
     Args:
         base: any callable from a list of examples to a batch with `labels` `[B, T]`; TRL's collator.
+        same_tokens: False where the teacher's view is in tokens of another tokenizer.
     """
 
-    def __init__(self, base: Callable[[list[Example]], Batch]) -> None:
-        self.base = base
+    def __init__(self, base: Callable[[list[Example]], Batch], *, same_tokens: bool = True) -> None:
+        self.base, self.same_tokens = base, same_tokens
 
     def __call__(self, examples: list[Example]) -> Batch:
         student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
         teacher = self._collate([teacher_view(row) for row in examples])
-        _check_alignment(student["labels"], teacher["labels"])
+        check = _check_alignment if self.same_tokens else _check_completions
+        check(student["labels"], teacher["labels"])
         return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
 
     def _collate(self, examples: list[Example]) -> Batch:
@@ -58,4 +70,14 @@ def _check_alignment(student: torch.Tensor, teacher: torch.Tensor) -> None:
         raise DataError(
             f"labels and teacher_labels of a batch train different tokens ({len(student_ids)} and {len(teacher_ids)}); "
             "make both from one completion, with prepare_views"
+        )
+
+
+def _check_completions(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """`student` and `teacher` are labels `[B, T]`, with different T, in two tokenizers."""
+    counts = [[len(row) for row in completions_of(labels)] for labels in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"labels and teacher_labels of a batch hold {counts[0]} and {counts[1]} completions in its rows; make both "
+            "from one dataset, with prepare_views"
         )

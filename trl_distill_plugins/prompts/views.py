@@ -6,16 +6,20 @@ the prompt) and, when the two prompts can differ, `teacher_input_ids` and `teach
 Pairing: the k-th position whose label is not -100 in the student's row pairs with the k-th such position in the
 teacher's row. Both hold the same token, since the completion is tokenised once and cut alike. The label at index 0 is
 always -100.
+
+A teacher with a tokenizer of its own always has a view, in its own tokens. There the k-th run of labels that are not
+-100 pairs with the k-th, and `alignment.py` says which of their positions do.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trl_distill_plugins.errors import ConfigError, DataError
+from trl_distill_plugins.prompts.alignment import TokenAlignment
 from trl_distill_plugins.prompts.encoding import Encoder
 from trl_distill_plugins.prompts.rows import Prompt, SourceRow
 from trl_distill_plugins.prompts.templates import PromptTemplate
-from trl_distill_plugins.prompts.truncation import Windows
+from trl_distill_plugins.prompts.truncation import Truncation, Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +34,10 @@ class ViewBuilder:
     """Turns a row of any TRL text format into a prepared row. Picklable; use it with `prepare_views`.
 
     Args:
-        tokenizer: the student's, which is also the teacher's. The completion is written as the STUDENT's prompt asks
-            for: text and `eos_token` behind a text prompt, an assistant turn behind chat messages.
+        tokenizer: the student's. The completion is written as the STUDENT's prompt asks for: text and `eos_token`
+            behind a text prompt, an assistant turn behind chat messages.
+        teacher_tokenizer: the teacher's, if it has another one: prompt, completion and end of its view are then written
+            as its own tokenizer, chat template and prompt ask for. None where both have the student's.
         student_template: makes the student's prompt; None for the prompt the row has.
         teacher_template: makes the teacher's prompt; None for the prompt the row has.
         max_length: the student's window in tokens, 2 or more; None is no limit. See `truncation.py`.
@@ -44,6 +50,7 @@ class ViewBuilder:
         self,
         tokenizer: "PreTrainedTokenizerBase",
         *,
+        teacher_tokenizer: "PreTrainedTokenizerBase | None" = None,
         student_template: PromptTemplate | None = None,
         teacher_template: PromptTemplate | None = None,
         max_length: int | None = None,
@@ -55,9 +62,10 @@ class ViewBuilder:
             if window is not None and window < 2:
                 raise ConfigError(f"{option} must be 2 or more (one token of prompt, one of completion), got {window}")
         self.encoder = Encoder(tokenizer)
+        self.teacher_encoder = self.encoder if teacher_tokenizer is None else Encoder(teacher_tokenizer, "teacher")
         self.student_template = student_template
         self.teacher_template = teacher_template
-        self.has_teacher_view = student_template != teacher_template
+        self.has_teacher_view = teacher_tokenizer is not None or student_template != teacher_template
         self.windows = Windows(max_length, max_teacher_length)
         self.input_column = input_column
         self.completion_required = completion_required
@@ -73,16 +81,34 @@ class ViewBuilder:
         Raises `DataError` naming `name`, the row (counted from 1) and the column.
         """
         source = self._source(row, f"{name}, row {index + 1}")
-        student, teacher, completion = self._encode(source)
+        student, completion, teacher, their_completion = self._encode(source)
         bos = self.encoder.bos_token_id
         if not self.has_teacher_view:
             student, completion, cut = self.windows.fit_one(student, completion, bos)
             return _columns(STUDENT_COLUMNS, student, completion) | {TRUNCATION_COLUMN: int(cut)}
+        if self.teacher_encoder is not self.encoder:
+            return self._fit_apart(student, completion, teacher, their_completion)
         student, teacher, completion, cut = self.windows.fit(student, teacher, completion, bos)
         return {
             **_columns(STUDENT_COLUMNS, student, completion),
             **_columns(TEACHER_COLUMNS, teacher, completion),
             TRUNCATION_COLUMN: int(cut),
+        }
+
+    def _fit_apart(
+        self, student: list[int], completion: list[int], teacher: list[int], their_completion: list[int]
+    ) -> dict[str, Any]:
+        """The row of two views in different tokens, each cut to its own window."""
+        student, completion, cut = self.windows.fit_student(student, completion, self.encoder.bos_token_id)
+        if cut & Truncation.COMPLETION:  # the teacher need not read what the student does not
+            alignment = TokenAlignment(self.encoder, self.teacher_encoder)
+            their_completion = their_completion[: alignment.reach(completion, their_completion)]
+        bos = self.teacher_encoder.bos_token_id
+        teacher, their_completion, their_cut = self.windows.fit_teacher(teacher, their_completion, bos)
+        return {
+            **_columns(STUDENT_COLUMNS, student, completion),
+            **_columns(TEACHER_COLUMNS, teacher, their_completion),
+            TRUNCATION_COLUMN: int(cut | their_cut),
         }
 
     def has_completion(self, row: Mapping[str, Any], where: str = "row") -> bool:
@@ -98,27 +124,29 @@ class ViewBuilder:
         """What the teacher generates from, not cut to any window, and its ids."""
         source = self._source(row, where)
         prompt = _prompt(self.teacher_template, source)
-        return prompt, self.encoder.generation_ids(prompt, source)
+        return prompt, self.teacher_encoder.generation_ids(prompt, source)
 
     def _source(self, row: Mapping[str, Any], where: str) -> SourceRow:
         return SourceRow(row, where, self.input_column)
 
-    def _encode(self, source: SourceRow) -> tuple[list[int], list[int], list[int]]:
-        """Ids of student prompt, teacher prompt and completion, uncut."""
+    def _encode(self, source: SourceRow) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Ids of the student's prompt and completion and of the teacher's, uncut."""
         completion = source.completion()
         student_prompt = _prompt(self.student_template, source)
         teacher_prompt = _prompt(self.teacher_template, source) if self.has_teacher_view else student_prompt
         if completion is not None:
             student, ids = self.encoder.encode(student_prompt, completion, source)
             if not self.has_teacher_view:
-                return student, student, ids
-            return student, self.encoder.prompt_ids(teacher_prompt, completion, source), ids
+                return student, ids, student, ids
+            if self.teacher_encoder is self.encoder:
+                return student, ids, self.encoder.prompt_ids(teacher_prompt, completion, source), ids
+            return student, ids, *self.teacher_encoder.encode(teacher_prompt, completion, source)
         if self.completion_required:
             raise DataError(
                 f"{source.where}: there is no completion; fill in column 'completion' or let the teacher write it"
             )
         student = self.encoder.generation_ids(student_prompt, source)
-        return student, self.encoder.generation_ids(teacher_prompt, source), []
+        return student, [], self.teacher_encoder.generation_ids(teacher_prompt, source), []
 
 
 def _prompt(template: PromptTemplate | None, source: SourceRow) -> Prompt:

@@ -50,6 +50,11 @@ class OnPolicyDistillationMixin(DistillationMixin):
                 "with seq_kd the teacher writes completions during training, which takes a model in memory; set "
                 "teacher_model_name_or_path to one, or seq_kd: false"
             )
+        if teacher is not None and teacher.tokenizer is not None:
+            raise ConfigError(
+                f"the teacher {teacher} has another tokenizer, in which completions written during training cannot be "
+                "given to it yet; set trainer: sft, or use a teacher with the student's tokenizer"
+            )
         tokenizer = self.processing_class
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

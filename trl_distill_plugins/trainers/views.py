@@ -73,6 +73,7 @@ class ViewPreparation:
         student_template = args.template("student")
         return ViewBuilder(
             self.tokenizer,
+            teacher_tokenizer=None if self.teacher is None else self.teacher.tokenizer,
             student_template=student_template,
             teacher_template=student_template if self.teacher is None else args.template("teacher"),
             max_length=args.max_length,
