@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_distill_plugins import get_loss
@@ -73,6 +73,7 @@ def test_a_mixture_is_the_weighted_sum_of_what_the_teachers_say(mix, loss):
     assert_same(engine(signal, 11, loss), reference(mixed, 11, loss))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 12))
 def test_each_position_is_taught_by_the_teacher_it_is_routed_to(routes, chunk_size):
     routes = torch.tensor(routes)

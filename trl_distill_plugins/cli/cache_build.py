@@ -62,6 +62,11 @@ def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, r
     accelerator, teacher = trainer.accelerator, trainer.teacher
     if getattr(teacher, "model", None) is None:
         raise ConfigError("a cache is built from a teacher in memory; set teacher_model_name_or_path to a model")
+    if teacher.tokenizer is not None:
+        raise ConfigError(
+            f"the teacher {teacher} has another tokenizer than the student, and a cache holds log-probabilities of the "
+            "student's tokens; train with this teacher in memory"
+        )
     if accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
         raise ConfigError("every process reads other texts, which a sharded teacher cannot; use multi_gpu or multi_cpu")
     header = make_header(

@@ -143,6 +143,7 @@ class Loss(BaseLoss):
         teacher_forms: what the loss can work with. A loss of the two distributions alone takes "dense" and "top_k"
             teachers; one that reads single logits or labels of the teacher takes "dense" ones only; one that is
             linear in p, given log p, may add "sampled".
+        any_vocabulary: the loss takes logits of p over another vocabulary than q's, of another width.
         is_divergence: the loss is never negative, and zero where p = q.
         is_nonnegative: the loss is never negative.
         detaches: part of the value depends on the student and gets no gradient, on purpose.
@@ -150,6 +151,7 @@ class Loss(BaseLoss):
 
     needs_labels: ClassVar[bool] = False
     teacher_forms: ClassVar[tuple[TeacherForm, ...]] = ("dense", "top_k")
+    any_vocabulary: ClassVar[bool] = False
     is_divergence: ClassVar[bool] = False
     is_nonnegative: ClassVar[bool] = False
     detaches: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.sparse import SparseSignal, check_signal
 from trl_distill_plugins.losses.tile_gradients import Job, Tiles, compute_dtype
 from trl_distill_plugins.losses.tiles import at_least_float32
+from trl_distill_plugins.losses.vocabulary import check_shared
 
 DEFAULT_CHUNK_SIZE = 256
 # On a CPU, so many rows of a half-precision product are added to the fp32 gradient of the weight while in its cache.
@@ -30,12 +31,14 @@ class ObjectiveOutput(NamedTuple):
         terms: `[K]`, `sum_i w_i T_k^2 loss_ki` of each of `Objective.tokens`; detached.
         statistics: `[5]`, sums over the tokens of the columns in `STATISTICS`; detached.
         tokens: N.
+        covered: the tokens of which the teacher says something: N, but where its tokenizer is another.
     """
 
     loss: Tensor
     terms: Tensor
     statistics: Tensor
     tokens: int
+    covered: Tensor | int
 
 
 def chunked_objective(
@@ -72,6 +75,9 @@ def chunked_objective(
     if isinstance(teacher, SparseSignal):
         check_signal(teacher, [term.loss for term in objective.tokens], head.weight.shape[0])
     elif teacher is not None:
+        if teacher.vocabulary is not None:
+            widths = head.weight.shape[0], teacher.head.weight.shape[0]
+            check_shared(teacher.vocabulary, [term.loss for term in objective.tokens], *widths)
         teacher = teacher.cast(compute_dtype)
     scale = torch.ones_like(labels, dtype=at_least_float32(hidden.dtype)) if weights is None else weights
     is_fp16 = compute_dtype(hidden) == torch.float16
@@ -79,7 +85,10 @@ def chunked_objective(
         objective, head, labels, teacher, scale, on_policy, normalizer, chunk_size, torch.is_grad_enabled(), is_fp16
     )
     loss, terms, statistics = _ChunkedObjective.apply(hidden, head.weight, head.bias, job)
-    return ObjectiveOutput(loss, terms, statistics, hidden.shape[0])
+    covered = None if teacher is None or isinstance(teacher, SparseSignal) else teacher.covered
+    return ObjectiveOutput(
+        loss, terms, statistics, hidden.shape[0], hidden.shape[0] if covered is None else covered.sum()
+    )
 
 
 class _Gradients:

@@ -46,6 +46,11 @@ class JointSignal:
         mix: what is weighted.
     """
 
+    # Of a `DenseSignal`: all parts are about the student's vocabulary, and together about all positions.
+    vocabulary = None
+    covered = None
+    is_whole = True
+
     def __init__(self, parts: Sequence[Part], count: int, mix: Mix = "probabilities") -> None:
         self.parts, self.count, self.mix = tuple(parts), count, mix
         self._buffers: dict[torch.dtype, Tensor] = {}
@@ -57,6 +62,10 @@ class JointSignal:
     def head(self) -> LMHead:
         """What is left to do with the logits written here: nothing."""
         return LMHead(self.parts[0].signal.head.weight)
+
+    def width(self, student: int) -> int:
+        """How many logits of a position are written: the student's."""
+        return student
 
     @property
     def logits_dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.layers import LayerStates
+from trl_distill_plugins.losses.vocabulary import SharedVocabulary
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,15 @@ class DenseSignal:
         hidden: `[N, H_t]`, one row per trained position, in the student's order.
         head: the teacher's head. Its vocabulary may be padded to another width than the student's.
         layers: the layers a hidden loss asked for, see `Teacher.show_layers`.
+        vocabulary: what the teacher's tokens have in common with the student's; None where they are the same.
+        covered: `[N]`, bool: False where the teacher says nothing, and losses that read it are 0. None for nowhere.
     """
 
     hidden: Tensor
     head: LMHead
     layers: LayerStates = field(default_factory=LayerStates)
+    vocabulary: SharedVocabulary | None = None
+    covered: Tensor | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -47,7 +52,18 @@ class DenseSignal:
         head = self.head
         bias = None if head.bias is None else head.bias.to(device)
         moved = head.with_tensors(head.weight.to(device), bias)
-        return DenseSignal(self.hidden.to(device), moved, self.layers.on(device))
+        vocabulary = None if self.vocabulary is None else self.vocabulary.on(device)
+        covered = None if self.covered is None else self.covered.to(device)
+        return DenseSignal(self.hidden.to(device), moved, self.layers.on(device), vocabulary, covered)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is about the student's vocabulary, at all positions."""
+        return self.vocabulary is None and self.covered is None
+
+    def width(self, student: int) -> int:
+        """How many logits of a position are read: the `student`'s, or all of the teacher's own vocabulary."""
+        return student if self.vocabulary is None else self.head.weight.shape[0]
 
     @cached_property
     def _cast_head(self) -> tuple[Tensor, Tensor | None]:
@@ -57,7 +73,7 @@ class DenseSignal:
     def write_raw_logits(self, start: int, end: int, out: Tensor) -> Tensor:
         """Write the logits of positions `start` to `end`, before scale and soft cap, into `out` `[end - start, V]`.
 
-        V is the student's vocabulary. Columns the teacher lacks become -inf (no mass), columns only the teacher has
+        V is `width`. Columns the teacher lacks become -inf (no mass), columns only the teacher has
         are left out, so that the rest is renormalised.
         """
         weight, bias = self._cast_head

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # By how much a sum of rounded probabilities may pass 1.
 _SUM_SLACK = 0.05
 # Stands for a logit of -inf: finite, so that 0 times it is 0.
-_NO_MASS = -1e30
+NO_MASS = -1e30
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class MergedTile:
         spread = (self.unnamed - self.rest).exp_().mul_(gradient[:, -1:])
         return spread.scatter_add_(1, self.ids, named)
 
+    def agrees(self, top_q: Tensor, p: Tensor) -> Tensor:
+        """Whether the most likely of the named tokens, by `p` over the classes, is the token `top_q`, `[n]`."""
+        named = p[:, : self.ids.shape[1]].argmax(-1, keepdim=True)
+        return top_q == self.ids.gather(1, named).squeeze(1)
+
 
 class MergedTiles:
     """A tile over the classes of `signal`, made once for all losses that see it at the same temperature and with the
@@ -153,10 +158,10 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
     ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
     unnamed = student.scatter(1, ids, -torch.inf)
-    classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
+    classes, teacher = student.gather(1, ids).masked_fill(~named, NO_MASS), log_probs / temperature
     rest = None
     if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
-        rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(_NO_MASS)  # a position may name every token
+        rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(NO_MASS)  # a position may name every token
         classes = torch.cat([classes, rest], -1)
         teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
     view = TeacherTile(teacher)

@@ -5,16 +5,17 @@ from torch import Tensor
 
 from trl_distill_plugins.losses.sparse import MergedTile
 from trl_distill_plugins.losses.tiles import LogitsTile
+from trl_distill_plugins.losses.vocabulary import SharedTile
 
 # Order of the columns `tile_statistics` and the native kernel write.
 STATISTICS = ("teacher_kl", "entropy", "teacher_entropy", "teacher_top1_agreement", "mean_token_accuracy")
 TEACHER_STATISTICS = ("teacher_kl", "teacher_entropy", "teacher_top1_agreement")
 
 
-def tile_statistics(tile: LogitsTile, merged: MergedTile | None = None) -> Tensor:
+def tile_statistics(tile: LogitsTile, merged: MergedTile | SharedTile | None = None) -> Tensor:
     """Return `[n, 5]`, columns as in `STATISTICS`, at T = 1: KL(p || q), entropy of q and of p, whether q's most likely
-    token is p's, whether it is the label. The teacher's three are 0 where there is none; of a sparse teacher they are
-    taken over its `merged` classes."""
+    token is p's, whether it is the label. The teacher's three are 0 where there is none; of a sparse teacher, or one of
+    another vocabulary, they are taken over the `merged` classes."""
     log_q = tile.student.log_softmax(-1)
     top_q = log_q.argmax(-1)
     entropy = -(log_q.exp() * log_q).sum(-1)
@@ -27,9 +28,5 @@ def tile_statistics(tile: LogitsTile, merged: MergedTile | None = None) -> Tenso
         return torch.stack([zero, entropy, zero, zero, accuracy], dim=-1)
     p, log_p = tile.teacher.probs(), tile.teacher.log_probs()
     kl, teacher_entropy = (p * (log_p - log_q)).sum(-1), -(p * log_p).sum(-1)
-    top_p = p.argmax(-1)
-    if merged is not None:
-        named = p[:, : merged.ids.shape[1]].argmax(-1, keepdim=True)
-        top_p = merged.ids.gather(1, named).squeeze(1)
-    agreement = (top_q == top_p).to(log_q.dtype)
+    agreement = (top_q == p.argmax(-1) if merged is None else merged.agrees(top_q, p)).to(log_q.dtype)
     return torch.stack([kl, entropy, teacher_entropy, agreement, accuracy], dim=-1)

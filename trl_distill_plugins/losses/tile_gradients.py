@@ -12,12 +12,14 @@ from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_t
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
-from trl_distill_plugins.losses.sparse import MergedTiles, SparseSignal
-from trl_distill_plugins.losses.statistics import STATISTICS, tile_statistics
+from trl_distill_plugins.losses.sparse import MergedTile, MergedTiles, SparseSignal
+from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS, tile_statistics
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, at_least_float32
+from trl_distill_plugins.losses.vocabulary import SharedTile, SharedTiles
 
 # Eager torch on a CPU works on so many logits at a time: its intermediate results then stay in the second-level cache.
 _SLAB_LOGITS = 1 << 18
+_TEACHER_COLUMNS = [STATISTICS.index(column) for column in TEACHER_STATISTICS]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Tiles:
         self._student = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(self.hidden))
         self._teacher = None
         if isinstance(job.teacher, DenseSignal | JointSignal):
-            self._teacher = hidden.new_empty(rows, weight.shape[0], dtype=job.teacher.logits_dtype)
+            width = job.teacher.width(weight.shape[0])
+            self._teacher = hidden.new_empty(rows, width, dtype=job.teacher.logits_dtype)
         value_dtype = at_least_float32(dtype)
         self.values = hidden.new_empty(len(job.objective.tokens), hidden.shape[0], dtype=value_dtype)
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
@@ -113,22 +116,33 @@ class Tiles:
             teacher = TeacherTile(_teacher_head(job).shape_logits(teacher_raw.to(dtype)))
         on_policy = None if job.on_policy is None else job.on_policy[tokens]
         tile = LogitsTile(head.shape_logits(raw.to(dtype)), teacher, job.labels[tokens], on_policy)
-        merged = MergedTiles(tile, job.teacher[tokens]) if isinstance(job.teacher, SparseSignal) else None
+        merged, silent = _merged(tile, job.teacher, tokens), _silent(job.teacher, tokens)
         if self._kernel is None:
             self.statistics[tokens] = tile_statistics(tile, None if merged is None else merged.at())
+        if silent is not None:
+            self.statistics[tokens][:, _TEACHER_COLUMNS] = self.statistics[tokens][:, _TEACHER_COLUMNS].masked_fill(
+                silent, 0
+            )
         total: Tensor | None = None
         for row, term in zip(self.values, job.objective.tokens, strict=True):
-            row[tokens], gradient = self._evaluate(term, tile, merged)
+            values, gradient = self._evaluate(term, tile, merged)
+            if silent is not None and term.loss.needs_teacher:
+                values = values.masked_fill(silent.squeeze(-1), 0.0)
+                gradient = None if gradient is None else gradient.masked_fill_(silent, 0.0)
+            row[tokens] = values
             if gradient is not None:
                 factor = term.weight * term.loss.scale / term.loss.temperature
                 total = gradient.mul_(factor) if total is None else total.add_(gradient, alpha=factor)
         if total is not None:
             raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
 
-    def _evaluate(self, term: Term[Loss], tile: LogitsTile, merged: MergedTiles | None) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(
+        self, term: Term[Loss], tile: LogitsTile, merged: MergedTiles | SharedTiles | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
-        classes = None
-        if merged is not None and term.loss.needs_teacher:
+        classes: MergedTile | SharedTile | None = None
+        sees_all = isinstance(merged, SharedTiles) and term.loss.any_vocabulary
+        if merged is not None and term.loss.needs_teacher and not sees_all:
             classes = merged.at(term.loss.temperature, term.loss.tail)
         view = tile.at_temperature(term.loss.temperature) if classes is None else classes.tile
         if not self.want_gradient:
@@ -141,11 +155,27 @@ def _teacher_head(job: Job) -> LMHead:
     return job.teacher.head if isinstance(job.teacher, DenseSignal | JointSignal) else job.head
 
 
+def _merged(tile: LogitsTile, teacher: TeacherSignal | None, tokens: slice) -> MergedTiles | SharedTiles | None:
+    """The tile over fewer classes than tokens, where the teacher has no logits of the student's."""
+    if isinstance(teacher, SparseSignal):
+        return MergedTiles(tile, teacher[tokens])
+    if teacher is None or teacher.vocabulary is None:
+        return None
+    return SharedTiles(tile, teacher.vocabulary)
+
+
+def _silent(teacher: TeacherSignal | None, tokens: slice) -> Tensor | None:
+    """Where the teacher says nothing, `[n, 1]`; None for nowhere."""
+    covered = teacher.covered if isinstance(teacher, DenseSignal) else None
+    return None if covered is None else ~covered[tokens, None]
+
+
 def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> TileKernel | None:
     """The native kernel, if it works on such a teacher and the dtypes at hand."""
     dtypes = {student.dtype} if teacher is None else {student.dtype, teacher.dtype}
-    is_sparse = isinstance(job.teacher, SparseSignal)
-    if is_sparse or student.device.type != "cpu" or not dtypes <= {torch.float32, torch.bfloat16}:
+    teacher_signal = job.teacher
+    is_whole = teacher_signal is None or (isinstance(teacher_signal, DenseSignal) and teacher_signal.is_whole)
+    if not is_whole or student.device.type != "cpu" or not dtypes <= {torch.float32, torch.bfloat16}:
         return None
     return load_tile_kernel()
 

@@ -59,11 +59,13 @@ class SampledTeacherTile(TeacherTile):
 @dataclass
 class LogitsTile:
     """A tile of n trained tokens. With a teacher of whole distributions, its V columns are the vocabulary; with a
-    sparse one, the tokens it named and, last, all others as one (see `losses.sparse`).
+    sparse one, the tokens it named and, last, all others as one (see `losses.sparse`); with one of another vocabulary,
+    what both have and, last, all others (see `losses.vocabulary`).
 
     Args:
         student: logits `[n, V]`, at the loss's temperature.
-        teacher: the teacher's view of the same positions, or None when the objective has no teacher.
+        teacher: the teacher's view of the same positions, or None when the objective has no teacher. A loss of
+            `any_vocabulary` sees it over the teacher's own vocabulary.
         labels: the token that follows each position, `[n]`; an index into the vocabulary.
         on_policy: whether the student itself wrote that token, `[n]`; None where it wrote none of them.
     """

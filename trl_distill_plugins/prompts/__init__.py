@@ -9,6 +9,7 @@
     views.py       ViewBuilder: one row -> student view and teacher view
     preparing.py   prepare_views: a whole dataset
     packing.py     pack_views: several rows in one sequence
+    panel.py       the prompts of several teachers
     collator.py    ViewCollator: a batch of both views
 
 This file imports nothing, so that a command line can ask `files.is_data_file` without waiting for torch.

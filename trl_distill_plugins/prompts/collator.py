@@ -1,17 +1,28 @@
 """Batches of both views."""
 
 from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from trl_distill_plugins.errors import DataError
+from trl_distill_plugins.prompts.panel import MEMBERS, run_lengths
 from trl_distill_plugins.prompts.views import IGNORE_INDEX
 
 PREFIX = "teacher_"
+SEQ_LENGTHS = "seq_lengths"
 
 Example = dict[str, Any]
 Batch = dict[str, Any]
+
+
+def completions_of(labels: torch.Tensor) -> list[list[list[int]]]:
+    """The completions in `labels` `[B, T]`, row by row: runs of tokens that are trained."""
+    return [
+        [list(run) for is_trained, run in groupby(row, lambda token: token != IGNORE_INDEX) if is_trained]
+        for row in labels.tolist()
+    ]
 
 
 def teacher_view(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,27 +39,48 @@ class ViewCollator:
 
     In both, the label at index 0 is set to -100, since nothing predicts that token.
 
-    Raises `DataError` if the trained tokens of the two views are not the same.
+    Raises `DataError` if the trained tokens of the two views are not the same, or, in two tokenizers, the completions
+    of a row not as many.
 
     Args:
         base: any callable from a list of examples to a batch with `labels` `[B, T]`; TRL's collator.
+        same_tokens: False where the teacher's view is in tokens of another tokenizer.
     """
 
-    def __init__(self, base: Callable[[list[Example]], Batch]) -> None:
-        self.base = base
+    def __init__(self, base: Callable[[list[Example]], Batch], *, same_tokens: bool = True) -> None:
+        self.base, self.same_tokens = base, same_tokens
 
     def __call__(self, examples: list[Example]) -> Batch:
         student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
-        teacher = self._collate([teacher_view(row) for row in examples])
-        _check_alignment(student["labels"], teacher["labels"])
+        own = [teacher_view(row) for row in examples]
+        teacher = self._collate_members(own) if MEMBERS in own[0] else self._collate(own)
+        check = _check_alignment if self.same_tokens else _check_completions
+        for labels in _by_reader(student["labels"], teacher):
+            check(student["labels"], labels)
         return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
+
+    def _collate_members(self, examples: list[Example]) -> Batch:
+        """The views of several teachers, with `members` `[B, T]`."""
+        for example in examples:
+            example.setdefault(SEQ_LENGTHS, run_lengths(example[MEMBERS]))
+        members = self.base([{**example, "input_ids": example[MEMBERS]} for example in examples])["input_ids"]
+        return self._collate(examples) | {MEMBERS: members}
 
     def _collate(self, examples: list[Example]) -> Batch:
         batch = self.base(examples)
         batch["labels"][:, 0] = IGNORE_INDEX
         return batch
+
+
+def _by_reader(student: torch.Tensor, teacher: Batch) -> list[torch.Tensor]:
+    """The teacher's labels; of teachers who all read every row, the labels of each."""
+    labels, members = teacher["labels"], teacher.get(MEMBERS)
+    counts = [int((part != IGNORE_INDEX).sum()) for part in (student, labels)]
+    if members is None or counts[0] == counts[1]:
+        return [labels]
+    return [labels.masked_fill(members != reader, IGNORE_INDEX) for reader in members.unique().tolist()]
 
 
 def _check_alignment(student: torch.Tensor, teacher: torch.Tensor) -> None:
@@ -58,4 +90,14 @@ def _check_alignment(student: torch.Tensor, teacher: torch.Tensor) -> None:
         raise DataError(
             f"labels and teacher_labels of a batch train different tokens ({len(student_ids)} and {len(teacher_ids)}); "
             "make both from one completion, with prepare_views"
+        )
+
+
+def _check_completions(student: torch.Tensor, teacher: torch.Tensor) -> None:
+    """`student` and `teacher` are labels `[B, T]`, with different T, in two tokenizers."""
+    counts = [[len(row) for row in completions_of(labels)] for labels in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"labels and teacher_labels of a batch hold {counts[0]} and {counts[1]} completions in its rows; make both "
+            "from one dataset, with prepare_views"
         )

@@ -6,6 +6,8 @@ merge into one token; here they never do, which is also what a model sees when i
 """
 
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
@@ -21,7 +23,7 @@ _PROBE = "a"
 
 
 class Encoder:
-    """Rules of tokenisation for one tokenizer. Needs an `eos_token`.
+    """Rules of tokenisation for one tokenizer. Needs an `eos_token`; `owner` names in errors whose it is.
 
     - A text prompt gets the special tokens that the tokenizer puts BEFORE a text (never those it puts after one), and
       never a second time when the text already begins with them.
@@ -36,14 +38,29 @@ class Encoder:
     - Tokenizers that put a space before a text do not put one before a completion.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", owner: str = "") -> None:
+        self._name = f"{owner}'s tokenizer" if owner else "tokenizer"
         if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no eos_token, so a completion could not end; set tokenizer.eos_token")
+            raise ConfigError(
+                f"the {self._name} has no eos_token, so a completion could not end; set tokenizer.eos_token"
+            )
         self.tokenizer = tokenizer
         self.eos_token_id: int = tokenizer.eos_token_id
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.start_ids = _special_ids_before(tokenizer)
         self._adds_space = self._ids("\n" + _PROBE) != self._ids("\n") + self._ids(_PROBE)
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """The tokens with which a completion may end: `eos_token`, and the one that ends an answer in a chat."""
+        special = {self.eos_token_id, *self.tokenizer.all_special_ids}
+        special |= {index for index, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        try:
+            _, answer = self.encode([{"role": "user", "content": _PROBE}], _PROBE, SourceRow({}, "probe"))
+        except (ConfigError, DataError):  # no chat template, or one for other conversations
+            answer = []
+        closing = [token for token in answer if token in special][-1:]
+        return list(dict.fromkeys([self.eos_token_id, *closing]))
 
     def generation_ids(self, prompt: Prompt, row: SourceRow) -> list[int]:
         """Ids to generate from: the whole prompt, for chat messages with the generation prompt."""
@@ -81,7 +98,7 @@ class Encoder:
             )
         opened_ids = self._ids(opened)
         full_ids = self._ids(closed + _answer(full[len(closed) :], completion, row))
-        length = _common_length(opened_ids, full_ids)
+        length = common_length(opened_ids, full_ids)
         return self._started(full_ids[:length]), full_ids[length:]
 
     def _completion_ids(self, text: str) -> list[int]:
@@ -101,7 +118,7 @@ class Encoder:
     def _render(self, messages: list[Message], row: SourceRow, *, add_generation_prompt: bool) -> str:
         if self.tokenizer.chat_template is None:
             raise ConfigError(
-                "the prompts are chat messages but the tokenizer has no chat template; set tokenizer.chat_template "
+                f"the prompts are chat messages but the {self._name} has no chat template; set tokenizer.chat_template "
                 "or chat_template_path, or write the prompt templates as text"
             )
         if not messages:
@@ -166,6 +183,7 @@ def _answer(rendered: str, completion: Completion, row: SourceRow) -> str:
     )
 
 
-def _common_length(ids: list[int], others: list[int]) -> int:
+def common_length(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many numbers two sequences begin with alike."""
     pairs = enumerate(zip(ids, others, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))

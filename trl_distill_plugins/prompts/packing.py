@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.collator import PREFIX, SEQ_LENGTHS
 from trl_distill_plugins.prompts.panel import MEMBERS_COLUMN, run_lengths
 from trl_distill_plugins.prompts.views import STUDENT_COLUMNS, TEACHER_COLUMNS
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
     AnyDataset: TypeAlias = Dataset | IterableDataset
 
-SEQ_LENGTHS = "seq_lengths"
-TEACHER_SEQ_LENGTHS = "teacher_seq_lengths"
+TEACHER_SEQ_LENGTHS = PREFIX + SEQ_LENGTHS
 
 
 def pack_views(dataset: "AnyDataset", pack: "Callable[[AnyDataset, int], AnyDataset]", max_length: int) -> "AnyDataset":
@@ -73,10 +73,10 @@ class _Unfold:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = {column: [list(chain.from_iterable(row)) for row in batch[column]] for column in self.columns}
-        # Several teachers' documents of one row lie end to end already: a run of the same member is one of them.
-        owners = batch[MEMBERS_COLUMN if MEMBERS_COLUMN in self.columns else "teacher_input_ids"]
-        is_one = MEMBERS_COLUMN not in self.columns
-        lengths = [[n for entry in row if entry for n in ([len(entry)] if is_one else run_lengths(entry))] for row in owners]
+        if MEMBERS_COLUMN in self.columns:
+            lengths = [[n for entry in row if entry for n in run_lengths(entry)] for row in batch[MEMBERS_COLUMN]]
+        else:
+            lengths = [[len(entry) for entry in row if entry] for row in batch["teacher_input_ids"]]
         return {**rows, TEACHER_SEQ_LENGTHS: lengths}
 
 

@@ -5,6 +5,9 @@
 2. Then the completion loses its end until it fits behind both prompts. The cut is the same in both views, so their
    completion ids stay equal, and a cut completion has no end token.
 
+A teacher with a tokenizer of its own has other completion ids: each view is then cut to its own window, and the
+teacher's completion besides to what begins before the student's ends.
+
 With a window of 2 or more every prompt keeps a token, and a completion at least one.
 """
 
@@ -63,6 +66,20 @@ class Windows:
         """Return prompt and completion of a row whose two views are the same, cut to the smaller window."""
         smaller = min((window for window in (self.student, self.teacher) if window is not None), default=None)
         kept, _, completion, cut = Windows(smaller, None).fit(prompt, prompt, completion, bos_token_id)
+        return kept, completion, cut
+
+    def fit_student(
+        self, prompt: list[int], completion: list[int], bos_token_id: int | None
+    ) -> tuple[list[int], list[int], Truncation]:
+        """Return prompt and completion in the student's tokens, cut to the student's window alone."""
+        kept, _, completion, cut = Windows(self.student, None).fit(prompt, [], completion, bos_token_id)
+        return kept, completion, cut
+
+    def fit_teacher(
+        self, prompt: list[int], completion: list[int], bos_token_id: int | None
+    ) -> tuple[list[int], list[int], Truncation]:
+        """Return prompt and completion in the teacher's tokens, cut to the teacher's window alone."""
+        _, kept, completion, cut = Windows(None, self.teacher).fit([], prompt, completion, bos_token_id)
         return kept, completion, cut
 
     def describe(self, counts: Mapping[Truncation, int]) -> str:

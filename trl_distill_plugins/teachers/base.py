@@ -35,7 +35,8 @@ class TeacherPrompt:
 
     Args:
         source: text or chat messages, `teacher_prompt_template` filled in.
-        token_ids: the same in ids of the student's tokenizer, `[T]`.
+        token_ids: the same in ids of the teacher's tokenizer, which is the student's where `Teacher.tokenizer` is None,
+            `[T]`.
         member: which of several teachers is asked, see `Teacher.prompts`.
     """
 
@@ -76,8 +77,14 @@ class Teacher(ABC):
 
     @abstractmethod
     def check_student(self, tokenizer: Any) -> None:
-        """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`. Called
-        before `signal` and `generate`, which are given ids of this tokenizer."""
+        """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`, or of
+        `self.tokenizer`, which is known then. Called before `signal` and `generate`, which are given such ids."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's own tokenizer, if it is another than the student's; else None. Its `signal` is then dense, and
+        its view of a batch in ids of that tokenizer."""
+        return None
 
     def check_prompt(self, template: Any) -> None:  # noqa: B027 - most teachers have nothing to check
         """Raise `TeacherError` if the teacher cannot answer prompts of `teacher_prompt_template` as the config has it;

@@ -40,6 +40,7 @@ class LocalTeacher(Teacher):
         self._module: Any = self.model
         self._request = LayerRequest()
         self._tokenizer: Any = None
+        self._is_foreign = False
 
     @property
     def module(self) -> nn.Module:
@@ -55,19 +56,25 @@ class LocalTeacher(Teacher):
         """Where the teacher's weights came from; empty for a model made in memory."""
         return str(getattr(self.model.config, "_name_or_path", "") or "")
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that came with the weights, if it is another than the student's; else None."""
+        return self._tokenizer if self._is_foreign else None
+
     def check_student(self, tokenizer: Any) -> None:
-        """Raise `TeacherError` unless both tokenizers agree and both models cover the student's tokens."""
-        self._tokenizer = tokenizer
+        """Find the teacher's tokenizer. Raise `TeacherError` if there is none and the model lacks tokens of the
+        student's."""
+        own = self._own_tokenizer()
+        self._is_foreign = own is not None and difference_of(tokenizer, own) is not None
+        self._tokenizer = own if self._is_foreign else tokenizer
         width = self.model.config.get_text_config().vocab_size
+        if self._is_foreign:
+            return
         if len(tokenizer) > width:
             raise TeacherError(
                 f"the student's tokenizer has {len(tokenizer)} tokens and the teacher's vocabulary only {width}: they "
-                "do not share a tokenizer. Use a teacher of the student's family, or train on the teacher's text alone "
-                "(losses: [cross_entropy] on its completions)"
+                "do not share a tokenizer. Name the teacher by a path that has its tokenizer beside the weights"
             )
-        own = self._own_tokenizer()
-        if own is not None:
-            check_same_tokens(tokenizer, own, self.path)
 
     def _own_tokenizer(self) -> Any:
         """The tokenizer that belongs to the teacher's weights, or None where none can be found to compare."""
@@ -186,18 +193,16 @@ def _load(name: str, init_kwargs: dict[str, Any]) -> Any:
         raise TeacherError(f"cannot load the teacher {name!r}: {load_failure(name, error)}") from error
 
 
-def check_same_tokens(student: Any, teacher: Any, teacher_name: str) -> None:
-    """Raise `TeacherError` unless each token of both tokenizers has the same id in both."""
+def difference_of(student: Any, teacher: Any) -> str | None:
+    """Say in which tokens two tokenizers differ; None if each token of both has the same id in both."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     moved = [token for token, index in ours.items() if token in theirs and theirs[token] != index]
     taken = set(theirs.values())
     alone = [token for token, index in ours.items() if token not in theirs and index in taken]
     if not moved and not alone:
-        return
+        return None
     token = min(moved or alone, key=ours.__getitem__)
-    raise TeacherError(
-        f"the teacher {teacher_name!r} has another tokenizer: {len(moved) + len(alone)} of the student's {len(ours)} "
-        f"tokens differ, e.g. {token!r} is {ours[token]} for the student and {theirs.get(token, 'unknown')} for the "
-        "teacher. Use a teacher with the student's tokenizer, or train on the teacher's text alone "
-        "(losses: [cross_entropy] on its completions)"
+    return (
+        f"{len(moved) + len(alone)} of the student's {len(ours)} tokens differ, e.g. {token!r} is {ours[token]} for "
+        f"the student and {theirs.get(token, 'unknown')} for the teacher"
     )

@@ -53,7 +53,8 @@ def _member(name: str, spec: Any, where: str) -> Member:
     options = dict(spec) if isinstance(spec, dict) else {"teacher": spec}
     for key in options:
         if key not in _KEYS:
-            raise TeacherError(f"{where}: no option {key!r}{did_you_mean(key, _KEYS) or '.'} Options: {', '.join(_KEYS)}")
+            hint = did_you_mean(key, _KEYS) or "."
+            raise TeacherError(f"{where}: no option {key!r}{hint} Options: {', '.join(_KEYS)}")
     if options.get("teacher") is None:
         raise TeacherError(f"{where}: teacher is missing: a path, a hub name, or scheme:address of a teacher plugin")
     weight = options.get("weight", 1.0)

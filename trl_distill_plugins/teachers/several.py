@@ -1,16 +1,16 @@
 """Several teachers at once: an ensemble that agrees on one distribution, or specialists of whom a column names one.
 
-    teacher_model_name_or_path: "ensemble:probabilities"      # or ensemble:logits
-    teacher_model_init_kwargs:
-      teachers:
-        - {teacher: big, weight: 2, prompt_template: "You are careful ...\\n{input}"}
-        - other
+teacher_model_name_or_path: "ensemble:probabilities"      # or ensemble:logits
+teacher_model_init_kwargs:
+  teachers:
+    - {teacher: big, weight: 2, prompt_template: "You are careful ...\\n{input}"}
+    - other
 
-    teacher_model_name_or_path: "routed:task"                 # the column
-    teacher_model_init_kwargs:
-      teachers:
-        mathematics: {teacher: big-math, init_kwargs: {dtype: bfloat16}}
-        code: big-code
+teacher_model_name_or_path: "routed:task"                 # the column
+teacher_model_init_kwargs:
+  teachers:
+    mathematics: {teacher: big-math, init_kwargs: {dtype: bfloat16}}
+    code: big-code
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from trl_distill_plugins.errors import ConfigError, TeacherError, did_you_mean
+from trl_distill_plugins.errors import TeacherError, did_you_mean
 from trl_distill_plugins.losses.joint import JointSignal, Mix, Part
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.prompts.panel import MEMBERS, PanelTemplates
@@ -42,10 +42,10 @@ class Panel(Teacher):
         """Raise `TeacherError` unless all teachers have the student's tokenizer and give whole distributions."""
         for member in self.members:
             member.teacher.check_student(tokenizer)
-            if member.teacher.form != "dense":
+            if member.teacher.form != "dense" or member.teacher.tokenizer is not None:
                 raise TeacherError(
-                    f"the teacher {member.teacher} names only some tokens of each position, and {self.name!r} puts "
-                    "whole distributions together; use models in memory"
+                    f"the teacher {member.teacher} gives no whole distributions over the student's tokens, which "
+                    f"{self.name!r} puts together; use models in memory that have the student's tokenizer"
                 )
 
     def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
@@ -110,8 +110,8 @@ class EnsembleTeacher(Panel):
     ) -> Iterator[tuple[int, Completion]]:
         """Raise `TeacherError`."""
         raise TeacherError(
-            "an ensemble judges completions and writes none; let one teacher write them first (`trl-distill generate`), "
-            "or give the rows their completions"
+            "an ensemble judges completions and writes none; have one teacher write them first (`trl-distill "
+            "generate`), or give the rows their completions"
         )
 
 

@@ -14,10 +14,17 @@ class RunningFigures:
     """Token-weighted means since the last log line.
 
     Logged names: `loss/<term>` for each term of the objective, T^2 multiplied in, before its weight; `teacher_kl`,
-    `entropy`, `teacher_entropy`, `teacher_top1_agreement`, `mean_token_accuracy`; `trained_tokens`, a count.
+    `entropy`, `teacher_entropy`, `teacher_top1_agreement`, `mean_token_accuracy`; `trained_tokens`, a count. With a
+    teacher of another tokenizer, also `aligned`, the share of the trained tokens of which it says something;
+    `teacher_kl`, `teacher_entropy` and `teacher_top1_agreement` are then means over these.
+
+    Args:
+        objective: the run's.
+        aligns: whether the teacher has another tokenizer.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, *, aligns: bool = False) -> None:
+        self._aligns = aligns
         columns = STATISTICS if objective.needs_teacher else [c for c in STATISTICS if c not in TEACHER_STATISTICS]
         self._columns = [STATISTICS.index(column) for column in columns]
         self._names = [f"loss/{term.label}" for term in objective.terms] + list(columns)
@@ -25,15 +32,20 @@ class RunningFigures:
 
     def add(self, output: ObjectiveOutput) -> None:
         """Take in one batch. Nothing is copied from the device here."""
-        count = output.terms.new_full((1,), output.tokens)
-        sums = torch.cat([output.terms, output.statistics[self._columns], count]).double()
+        counts = output.terms.new_full((2,), output.tokens)
+        counts[1] = output.covered
+        sums = torch.cat([output.terms, output.statistics[self._columns], counts]).double()
         self._sums = sums if self._sums is None else self._sums + sums
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the means over all ranks, `reduce` being a sum over them, and start anew."""
         if self._sums is None:
             return {}
-        *sums, count = reduce(self._sums).tolist()
+        *sums, count, covered = reduce(self._sums).tolist()
         self._sums = None
-        means = {name: total / count if count else 0.0 for name, total in zip(self._names, sums, strict=True)}
-        return means | {"trained_tokens": count}
+        counts = [covered if name in TEACHER_STATISTICS else count for name in self._names]
+        means = {
+            name: total / over if over else 0.0 for name, total, over in zip(self._names, sums, counts, strict=True)
+        }
+        share = {"aligned": covered / count if count else 0.0} if self._aligns else {}
+        return means | share | {"trained_tokens": count}

@@ -13,14 +13,19 @@ from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.chunked import ObjectiveOutput
 from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
-from trl_distill_plugins.prompts.collator import PREFIX, ViewCollator, teacher_view
+from trl_distill_plugins.prompts.collator import PREFIX, SEQ_LENGTHS, ViewCollator, teacher_view
+from trl_distill_plugins.prompts.panel import MEMBERS
+from trl_distill_plugins.teachers.alignment import TeacherAlignment
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
 from trl_distill_plugins.trainers.hidden_terms import HiddenTerms
 from trl_distill_plugins.trainers.preconditions import (
+    aligns,
+    check_row_format,
     check_teacher_given,
+    has_prompts,
     load_teacher,
     load_tokenizer,
     refuse_unsupported,
@@ -56,6 +61,7 @@ class DistillationMixin:
     objective: Objective | None = None
     teacher: Teacher | None = None
     _views: ViewPreparation | None = None
+    _alignment: TeacherAlignment | None = None
 
     def __init__(self, *positional: Any, **keywords: Any) -> None:
         teacher_model = keywords.pop("teacher_model", None)
@@ -76,14 +82,10 @@ class DistillationMixin:
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
         check_teacher_given(args, objective, teacher_model, arguments.get("model"))
-        formats = arguments.get("formatting_func") is not None
-        datasets = [] if formats else [arguments.get("train_dataset"), arguments.get("eval_dataset")]
+        names = () if arguments.get("formatting_func") is not None else ("train_dataset", "eval_dataset")
+        datasets = [arguments.get(name) for name in names]
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
-        if formats and builds_views:
-            raise ConfigError(
-                "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
-                "out and give the rows prompts and completions"
-            )
+        check_row_format(arguments, builds_views=builds_views)
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
@@ -92,6 +94,8 @@ class DistillationMixin:
             raise ConfigError("vision-language models are not supported; pass a text tokenizer as processing_class")
         arguments["processing_class"] = tokenizer
         teacher = None if teacher_model is None else load_teacher(args, objective, teacher_model, tokenizer)
+        builds_views = builds_views or aligns(objective, teacher) or has_prompts(args, teacher)
+        check_row_format(arguments, builds_views=builds_views)
         if builds_views:
             args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._init_parent(arguments)
@@ -109,27 +113,28 @@ class DistillationMixin:
             refuse_unsupported(self)
             self.hidden_terms = HiddenTerms(objective, teacher, self)
         self.objective, self.teacher = objective, teacher
+        if teacher is not None and aligns(objective, teacher):
+            self._alignment = TeacherAlignment(self.processing_class, teacher.tokenizer)
         if builds_views:
             self._views = ViewPreparation(
-                self.args,
-                self.processing_class,
-                teacher,
-                self.accelerator,
-                student_completes=self._student_completes,
+                self.args, self.processing_class, teacher, self.accelerator, student_completes=self._student_completes
             )
             self.train_dataset = self._views(self.train_dataset, "train", packing=self.args.packing)
             self.eval_dataset = self._prepare_eval(self.eval_dataset)
-        self.data_collator = ViewCollator(self.data_collator)
+        self.data_collator = ViewCollator(self.data_collator, same_tokens=getattr(teacher, "tokenizer", None) is None)
         if objective is None:
             return
         if teacher is not None and (objective.needs_teacher or self._teacher_writes):
             teacher.prepare(lambda model: trl_compat.place_teacher(model, self.accelerator))
         # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
-        self._figures = {"train": RunningFigures(objective), "eval": RunningFigures(objective)}
+        self._figures = {mode: self._new_figures() for mode in ("train", "eval")}
         self._progress = ObjectiveProgress(objective, lambda sums: self.accelerator.reduce(sums, "sum"))
         self.add_callback(self._progress)
         self._seen_tokens = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
+
+    def _new_figures(self: Any) -> RunningFigures:
+        return RunningFigures(self.objective, aligns=self._alignment is not None)
 
     def _prepare_eval(self: Any, dataset: Any) -> Any:
         packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
@@ -142,12 +147,12 @@ class DistillationMixin:
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
         if self.objective is not None:
-            self._figures["eval"] = RunningFigures(self.objective)  # without the batches of a `predict` before
+            self._figures["eval"] = self._new_figures()  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        teacher_columns = {PREFIX + column for column in ("input_ids", "labels", "seq_lengths")}
+        teacher_columns = {PREFIX + column for column in ("input_ids", "labels", SEQ_LENGTHS, MEMBERS)}
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(teacher_columns)]))
 
     def compute_loss(
@@ -183,8 +188,9 @@ class DistillationMixin:
         own = teacher_view(inputs)
         if not own:
             return self.teacher.signal(student, trained)
-        own_trained = own.pop("labels")[:, 1:] != IGNORE_INDEX
-        return self.teacher.signal(own, own_trained)
+        own_labels = own.pop("labels")
+        signal = self.teacher.signal(own, own_labels[:, 1:] != IGNORE_INDEX)
+        return signal if self._alignment is None else self._alignment(signal, inputs["labels"], own_labels)
 
     def _normalizer(self: Any, trained: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """The divisor of the loss on this rank. DDP and its kin average gradients over the ranks: a count over all of

@@ -14,6 +14,7 @@ from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX
+from trl_distill_plugins.prompts.panel import PanelTemplates
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.local import left_pad
 from trl_distill_plugins.trainers import trl_compat
@@ -49,6 +50,16 @@ class OnPolicyDistillationMixin(DistillationMixin):
             raise ConfigError(
                 "with seq_kd the teacher writes completions during training, which takes a model in memory; set "
                 "teacher_model_name_or_path to one, or seq_kd: false"
+            )
+        if teacher is not None and teacher.tokenizer is not None:
+            raise ConfigError(
+                f"the teacher {teacher} has another tokenizer, in which completions written during training cannot be "
+                "given to it yet; set trainer: sft, or use a teacher with the student's tokenizer"
+            )
+        if teacher is not None and isinstance(teacher.prompts(self.args.template("teacher")), PanelTemplates):
+            raise ConfigError(
+                f"the {teacher} have prompts of their own, behind which completions of the student cannot be put "
+                "yet; set trainer: sft, or give all the teachers of an ensemble the same prompt"
             )
         tokenizer = self.processing_class
         if tokenizer.pad_token is None:

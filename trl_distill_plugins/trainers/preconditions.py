@@ -4,11 +4,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from trl_distill_plugins.errors import ConfigError, load_failure
+from trl_distill_plugins.errors import ConfigError, TeacherError, load_failure
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.sparse import check_form
+from trl_distill_plugins.losses.vocabulary import copes
 from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
+from trl_distill_plugins.teachers.local import difference_of
 from trl_distill_plugins.trainers import trl_compat
 
 
@@ -27,8 +29,18 @@ def check_teacher_given(args: Any, objective: Objective | None, teacher_model: A
         raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
 
 
+def check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
+    """Raise `ConfigError` if the rows are texts of one piece where prompt and completion are needed."""
+    if builds_views and arguments.get("formatting_func") is not None:
+        raise ConfigError(
+            "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
+            "out and give the rows prompts and completions"
+        )
+
+
 def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
-    """The teacher of a run, which shares the student's `tokenizer` and says what the losses need."""
+    """The teacher of a run, which says what the losses need of the tokens of the student's `tokenizer`, or of those
+    that its own has in common with it."""
     init_kwargs = args.teacher_model_init_kwargs or {}
     if isinstance(teacher_model, str) and args.trust_remote_code:
         init_kwargs = {"trust_remote_code": True, **init_kwargs}
@@ -40,7 +52,32 @@ def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tok
         if objective.hidden and teacher.form != "dense":
             names = ", ".join(term.label for term in objective.hidden)
             raise ConfigError(f"the loss {names} compares layers, and a {teacher.form} teacher shows none")
+        if teacher.tokenizer is not None:
+            _check_copes(objective, teacher, tokenizer)
     return teacher
+
+
+def aligns(objective: Objective | None, teacher: Teacher | None) -> bool:
+    """Whether losses compare student and teacher over two tokenizers."""
+    foreign = teacher is not None and teacher.tokenizer is not None
+    return foreign and objective is not None and objective.needs_teacher
+
+
+def has_prompts(args: Any, teacher: Teacher | None) -> bool:
+    """Whether the teacher has prompts of its own, beside `teacher_prompt_template`."""
+    return teacher is not None and teacher.prompts(args.template("teacher")) != args.template("teacher")
+
+
+def _check_copes(objective: Objective, teacher: Teacher, tokenizer: Any) -> None:
+    """Raise `TeacherError` if a loss compares what only teachers with the student's tokenizer have."""
+    names = [term.label for term in objective.tokens if not copes(term.loss)] + [t.label for t in objective.hidden]
+    if names:
+        raise TeacherError(
+            f"the loss {', '.join(names)} compares token by token, and the teacher {teacher} has another tokenizer: "
+            f"{difference_of(tokenizer, teacher.tokenizer)}. Use a loss that compares what two tokenizers share, such "
+            "as forward_kl or universal_logit, a teacher with the student's tokenizer, or train on the teacher's text "
+            "alone (losses: [cross_entropy] on its completions)"
+        )
 
 
 def load_tokenizer(model: Any, args: Any) -> Any:

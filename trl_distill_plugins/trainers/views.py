@@ -10,8 +10,9 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from trl_distill_plugins.errors import ConfigError
+from trl_distill_plugins.prompts.collator import SEQ_LENGTHS
 from trl_distill_plugins.prompts.files import name_of
-from trl_distill_plugins.prompts.packing import SEQ_LENGTHS, pack_views
+from trl_distill_plugins.prompts.packing import pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
@@ -71,10 +72,14 @@ class ViewPreparation:
     def _builder(self, *, completion_required: bool) -> ViewBuilder:
         args = self.args
         student_template = args.template("student")
+        teacher_template = student_template
+        if self.teacher is not None:
+            teacher_template = self.teacher.prompts(args.template("teacher"))
         return ViewBuilder(
             self.tokenizer,
+            teacher_tokenizer=None if self.teacher is None else self.teacher.tokenizer,
             student_template=student_template,
-            teacher_template=student_template if self.teacher is None else args.template("teacher"),
+            teacher_template=teacher_template,
             max_length=args.max_length,
             max_teacher_length=args.max_teacher_length,
             input_column=args.input_column,
