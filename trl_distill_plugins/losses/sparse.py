@@ -49,6 +49,11 @@ class SparseSignal:
         return SparseSignal(self.ids[rows], self.log_probs[rows], None if self.weights is None else self.weights[rows])
 
     @property
+    def named(self) -> Tensor:
+        """Whether a column names a token, `[N, k]`."""
+        return self.log_probs > -torch.inf
+
+    @property
     def form(self) -> TeacherForm:
         """How losses call such a teacher."""
         return "top_k" if self.weights is None else "sampled"
@@ -92,7 +97,7 @@ def check_signal(signal: SparseSignal, losses: "Iterable[Loss]", width: int) -> 
         raise ConfigError(f"the teacher's ids are {[n, k]}, its log_probs {list(signal.log_probs.shape)}")
     if k and bool((signal.log_probs.logsumexp(-1) > _SUM_SLACK).any()):
         raise ConfigError("the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary")
-    named = signal.ids[signal.log_probs > -torch.inf]
+    named = signal.ids[signal.named]
     if len(named) and not (named.min() >= 0 and named.max() < width):
         raise ConfigError(
             f"the teacher names tokens {named.min().item()} to {named.max().item()}, and the student's vocabulary has "
@@ -144,22 +149,38 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     """The tile over the classes of `signal` at `temperature`, differentiable in `tile.student`; without a class of all
     other tokens if `tail` is "renormalise", or if there are none."""
     student = tile.student if temperature == 1.0 else tile.student / temperature
-    width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
-    named = log_probs > -torch.inf
+    width, named = student.shape[-1], signal.named
     a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
     ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
-    unnamed = student.scatter(1, ids, -torch.inf)
-    classes, teacher = student.gather(1, ids).masked_fill(~named, _NO_MASS), log_probs / temperature
-    rest = None
-    if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
+    unnamed, rest = student.scatter(1, ids, -torch.inf), None
+    if has_rest(signal, width, tail):
         rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(_NO_MASS)  # a position may name every token
+    view = class_tile(tile, signal, width, temperature, student.gather(1, ids), rest)
+    return MergedTile(view, unnamed, rest, ids)
+
+
+def has_rest(signal: SparseSignal, width: int, tail: Tail) -> bool:
+    """Whether there is a class of all other tokens of a vocabulary of `width`."""
+    return tail == "bucket" and not (signal.ids.shape[1] == width and bool(signal.named.all()))
+
+
+def class_tile(
+    tile: LogitsTile, signal: SparseSignal, width: int, temperature: float, named: Tensor, rest: Tensor | None
+) -> LogitsTile:
+    """`tile` over the classes of `signal`, which names tokens of a vocabulary of `width`. `named` `[n, k]` are the
+    student's logits of those tokens at `temperature`, `rest` `[n, 1]` the logsumexp of all others, None without that
+    class; the tile's own logits are not looked at."""
+    log_probs = signal.log_probs.to(named.dtype)
+    classes, teacher = named.masked_fill(~signal.named, _NO_MASS), log_probs / temperature
+    if rest is not None:
+        outside = width - signal.named.sum(-1, keepdim=True)
         classes = torch.cat([classes, rest], -1)
-        teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
+        teacher = torch.cat([teacher, _tail(log_probs, outside, temperature)], -1)
     view = TeacherTile(teacher)
     if signal.weights is not None:
-        drawn = torch.nn.functional.pad(signal.weights.to(student.dtype), (0, classes.shape[1] - ids.shape[1]))
+        drawn = torch.nn.functional.pad(signal.weights.to(named.dtype), (0, classes.shape[1] - named.shape[1]))
         view = SampledTeacherTile(teacher, drawn)
-    return MergedTile(replace(tile, student=classes, teacher=view), unnamed, rest, ids)
+    return replace(tile, student=classes, teacher=view)
 
 
 def _tail(log_probs: Tensor, outside: Tensor, temperature: float) -> Tensor:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from trl_distill_plugins.losses.sparse import MergedTile
-from trl_distill_plugins.losses.tiles import LogitsTile
+from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, teacher_of
 
-# Order of the columns `tile_statistics` and the native kernel write.
+# Order of the columns the functions here and the native kernel write.
 STATISTICS = ("teacher_kl", "entropy", "teacher_entropy", "teacher_top1_agreement", "mean_token_accuracy")
 TEACHER_STATISTICS = ("teacher_kl", "teacher_entropy", "teacher_top1_agreement")
 
@@ -16,20 +16,29 @@ def tile_statistics(tile: LogitsTile, merged: MergedTile | None = None) -> Tenso
     token is p's, whether it is the label. The teacher's three are 0 where there is none; of a sparse teacher they are
     taken over its `merged` classes."""
     log_q = tile.student.log_softmax(-1)
-    top_q = log_q.argmax(-1)
-    entropy = -(log_q.exp() * log_q).sum(-1)
-    accuracy = (top_q == tile.labels).to(log_q.dtype)
+    top_q, entropy = log_q.argmax(-1), -(log_q.exp() * log_q).sum(-1)
     if merged is not None:
-        tile = merged.tile
-        log_q = tile.student.log_softmax(-1)
+        return class_statistics(merged.tile, merged.ids, top_q, entropy)
     if tile.teacher is None:
         zero = torch.zeros_like(entropy)
-        return torch.stack([zero, entropy, zero, zero, accuracy], dim=-1)
-    p, log_p = tile.teacher.probs(), tile.teacher.log_probs()
+        return torch.stack([zero, entropy, zero, zero, (top_q == tile.labels).to(entropy.dtype)], dim=-1)
+    p = tile.teacher.probs()
+    return _joined(tile, tile.teacher, p, log_q, entropy, top_q, top_q == p.argmax(-1))
+
+
+def class_statistics(view: LogitsTile, ids: Tensor, top_q: Tensor, entropy: Tensor) -> Tensor:
+    """The same of a sparse teacher: `view` is the tile over its classes at T = 1, the first of them the tokens `ids`
+    `[n, k]`; `top_q` and `entropy`, both `[n]`, are the student's over the whole vocabulary."""
+    teacher = teacher_of(view)
+    p, log_q = teacher.probs(), view.student.log_softmax(-1)
+    likeliest, column = p[:, : ids.shape[1]].max(-1, keepdim=True)
+    agrees = (top_q == ids.gather(1, column).squeeze(1)) & (likeliest.squeeze(1) > 0)  # it may have named nothing
+    return _joined(view, teacher, p, log_q, entropy, top_q, agrees)
+
+
+def _joined(
+    tile: LogitsTile, teacher: TeacherTile, p: Tensor, log_q: Tensor, entropy: Tensor, top_q: Tensor, agrees: Tensor
+) -> Tensor:
+    log_p, accuracy = teacher.log_probs(), (top_q == tile.labels).to(entropy.dtype)
     kl, teacher_entropy = (p * (log_p - log_q)).sum(-1), -(p * log_p).sum(-1)
-    top_p = p.argmax(-1)
-    if merged is not None:
-        named = p[:, : merged.ids.shape[1]].argmax(-1, keepdim=True)
-        top_p = merged.ids.gather(1, named).squeeze(1)
-    agreement = (top_q == top_p).to(log_q.dtype)
-    return torch.stack([kl, entropy, teacher_entropy, agreement, accuracy], dim=-1)
+    return torch.stack([kl, entropy, teacher_entropy, agrees.to(entropy.dtype), accuracy], dim=-1)
