@@ -190,3 +190,12 @@ def test_threads_do_not_change_a_bit():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_label_that_is_no_token_is_refused():
+    signal, hidden, weight = make_signal(2, 5, 33, seed=1, fewest=1), torch.zeros(2, 4), torch.zeros(33, 4)
+    for label in (-100, 33):
+        with pytest.raises(ValueError, match="labels: cross_entropy needs them in 0"):
+            chunked_objective(
+                Objective.from_config(["cross_entropy"]), hidden, LMHead(weight), torch.tensor([0, label]), signal
+            )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.head import LMHead
-from trl_distill_plugins.losses.kernels.cpu import HeadShape
+from trl_distill_plugins.losses.kernels.cpu import HeadShape, check_labels
 from trl_distill_plugins.losses.kernels.sparse import Rows, SparseKernel
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
@@ -55,6 +55,9 @@ class SparseTiles:
             values: `[K, n]`, receives the loss of each term at its temperature, without its weight.
             statistics: `[n, 5]`, receives the columns of `STATISTICS`.
             want_gradient: False to write only values and statistics.
+
+        Raises:
+            ValueError: a term is a cross-entropy, and a label is no token.
         """
         ids = torch.where(signal.named, signal.ids, -1).contiguous()
         rows = self._kernel.read(
@@ -121,6 +124,7 @@ class _Gradient:
 
 def _cross_entropy(rows: Rows, term: KernelTerm, gradient: _Gradient) -> Tensor:
     """`-(1 - s) log q(y) - s / V sum log q`; gradient `q - (1 - s) [v = y] - s / V`."""
+    check_labels(rows.labels, rows.raw.shape[1])
     smoothing = term.label_smoothing
     log_q = torch.cat([rows.named, rows.rest[0].unsqueeze(-1)], -1).sub_(rows.log_z.unsqueeze(-1))
     gradient.add(log_q.exp_(), term.weight, 0)

@@ -173,7 +173,13 @@ def _check(
     kinds = {term.kind for term in terms}
     if teacher is None and kinds - {"cross_entropy"}:
         raise ValueError(f"{', '.join(sorted(kinds - {'cross_entropy'}))} compares with a teacher, which is None")
-    if n and "cross_entropy" in kinds and not (labels.min() >= 0 and labels.max() < vocabulary):
+    if "cross_entropy" in kinds:
+        check_labels(labels, vocabulary)
+
+
+def check_labels(labels: Tensor, vocabulary: int) -> None:
+    """Raise ValueError unless a cross-entropy may read these labels."""
+    if len(labels) and not (labels.min() >= 0 and labels.max() < vocabulary):
         raise ValueError(f"labels: cross_entropy needs them in 0..{vocabulary - 1}")
 
 
