@@ -11,6 +11,7 @@ from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTC
 from trl_distill_plugins.errors import ConfigError, DataError, TeacherError
 from trl_distill_plugins.teachers.several import EnsembleTeacher, RoutedTeacher
 
+FORMS = [{}, {"packing": True}, {"padding_free": True, "max_length": None}]
 PROMPTS = ["what is {input}", "the quick brown fox : {input}", "{input}"]
 
 
@@ -50,7 +51,9 @@ def mean_kl(pairs):
     return values.mean().item()
 
 
-@pytest.mark.parametrize("form", [{}, {"packing": True}, {"padding_free": True, "max_length": None}], ids=["padded", "packed", "free"])
+@pytest.mark.parametrize(
+    "form", [{}, {"packing": True}, {"padding_free": True, "max_length": None}], ids=["padded", "packed", "free"]
+)
 @pytest.mark.parametrize("mix", ["probabilities", "logits"])
 def test_an_ensemble_with_prompts_of_their_own(mix, form, make, named, tiny_causal_lm, tiny_tokenizer):
     models = [tiny_causal_lm(1), tiny_causal_lm(2, hidden=32)]
@@ -74,7 +77,9 @@ def test_an_ensemble_with_prompts_of_their_own(mix, form, make, named, tiny_caus
     assert trainer.evaluate(named)["eval_teacher_kl"] == pytest.approx(mean_kl(pairs), rel=1e-4)
 
 
-@pytest.mark.parametrize("form", [{}, {"packing": True}, {"padding_free": True, "max_length": None}], ids=["padded", "packed", "free"])
+@pytest.mark.parametrize(
+    "form", [{}, {"packing": True}, {"padding_free": True, "max_length": None}], ids=["padded", "packed", "free"]
+)
 def test_a_column_names_the_teacher_of_a_row(form, make, named, tiny_causal_lm, tiny_tokenizer):
     models = {"good": tiny_causal_lm(1), "bad": tiny_causal_lm(2, hidden=32)}
     templates = {"good": PROMPTS[1], "bad": PROMPTS[2]}

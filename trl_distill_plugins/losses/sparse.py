@@ -53,6 +53,11 @@ class SparseSignal:
         return ~self.log_probs.isnan().any(-1)
 
     @property
+    def named(self) -> Tensor:
+        """Whether a column names a token, `[N, k]`."""
+        return self.log_probs > -torch.inf
+
+    @property
     def form(self) -> TeacherForm:
         """How losses call such a teacher."""
         return "top_k" if self.weights is None else "sampled"
@@ -96,7 +101,7 @@ def check_signal(signal: SparseSignal, losses: "Iterable[Loss]", width: int) -> 
         raise ConfigError(f"the teacher's ids are {[n, k]}, its log_probs {list(signal.log_probs.shape)}")
     if k and bool((signal.log_probs.logsumexp(-1) > _SUM_SLACK).any()):
         raise ConfigError("the teacher's log_probs sum to more than 1; give log-probabilities over the vocabulary")
-    named = signal.ids[signal.log_probs > -torch.inf]
+    named = signal.ids[signal.named]
     if len(named) and not (named.min() >= 0 and named.max() < width):
         raise ConfigError(
             f"the teacher names tokens {named.min().item()} to {named.max().item()}, and the student's vocabulary has "
@@ -130,8 +135,13 @@ class MergedTile:
 
     def agrees(self, top_q: Tensor, p: Tensor) -> Tensor:
         """Whether the most likely of the named tokens, by `p` over the classes, is the token `top_q`, `[n]`."""
-        named = p[:, : self.ids.shape[1]].argmax(-1, keepdim=True)
-        return top_q == self.ids.gather(1, named).squeeze(1)
+        return top_q == likeliest_named(self.ids, p)
+
+
+def likeliest_named(ids: Tensor, p: Tensor) -> Tensor:
+    """The most likely of the named tokens `ids` `[n, k]` by `p` over the classes, `[n]`; -1 where none has any mass."""
+    likeliest, column = p[:, : ids.shape[1]].max(-1)
+    return ids.gather(1, column.unsqueeze(-1)).squeeze(-1).masked_fill(likeliest == 0, -1)
 
 
 class MergedTiles:
@@ -153,22 +163,38 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     """The tile over the classes of `signal` at `temperature`, differentiable in `tile.student`; without a class of all
     other tokens if `tail` is "renormalise", or if there are none."""
     student = tile.student if temperature == 1.0 else tile.student / temperature
-    width, log_probs = student.shape[-1], signal.log_probs.to(student.dtype)
-    named = log_probs > -torch.inf
+    width, named = student.shape[-1], signal.named
     a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
     ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
-    unnamed = student.scatter(1, ids, -torch.inf)
-    classes, teacher = student.gather(1, ids).masked_fill(~named, NO_MASS), log_probs / temperature
-    rest = None
-    if tail == "bucket" and not (ids.shape[1] == width and bool(named.all())):
+    unnamed, rest = student.scatter(1, ids, -torch.inf), None
+    if has_rest(signal, width, tail):
         rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(NO_MASS)  # a position may name every token
+    view = class_tile(tile, signal, width, temperature, student.gather(1, ids), rest)
+    return MergedTile(view, unnamed, rest, ids)
+
+
+def has_rest(signal: SparseSignal, width: int, tail: Tail) -> bool:
+    """Whether there is a class of all other tokens of a vocabulary of `width`."""
+    return tail == "bucket" and not (signal.ids.shape[1] == width and bool(signal.named.all()))
+
+
+def class_tile(
+    tile: LogitsTile, signal: SparseSignal, width: int, temperature: float, named: Tensor, rest: Tensor | None
+) -> LogitsTile:
+    """`tile` over the classes of `signal`, which names tokens of a vocabulary of `width`. `named` `[n, k]` are the
+    student's logits of those tokens at `temperature`, `rest` `[n, 1]` the logsumexp of all others, None without that
+    class; the tile's own logits are not looked at."""
+    log_probs = signal.log_probs.to(named.dtype)
+    classes, teacher = named.masked_fill(~signal.named, NO_MASS), log_probs / temperature
+    if rest is not None:
+        outside = width - signal.named.sum(-1, keepdim=True)
         classes = torch.cat([classes, rest], -1)
-        teacher = torch.cat([teacher, _tail(log_probs, width - named.sum(-1, keepdim=True), temperature)], -1)
+        teacher = torch.cat([teacher, _tail(log_probs, outside, temperature)], -1)
     view = TeacherTile(teacher)
     if signal.weights is not None:
-        drawn = torch.nn.functional.pad(signal.weights.to(student.dtype), (0, classes.shape[1] - ids.shape[1]))
+        drawn = torch.nn.functional.pad(signal.weights.to(named.dtype), (0, classes.shape[1] - named.shape[1]))
         view = SampledTeacherTile(teacher, drawn)
-    return MergedTile(replace(tile, student=classes, teacher=view), unnamed, rest, ids)
+    return replace(tile, student=classes, teacher=view)
 
 
 def _tail(log_probs: Tensor, outside: Tensor, temperature: float) -> Tensor:

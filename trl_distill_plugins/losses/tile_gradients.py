@@ -9,10 +9,12 @@ from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
 from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_tile_kernel
+from trl_distill_plugins.losses.kernels.sparse import load_sparse_kernel
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
 from trl_distill_plugins.losses.sparse import MergedTile, MergedTiles, SparseSignal
+from trl_distill_plugins.losses.sparse_tiles import SparseTiles, can_run
 from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS, tile_statistics
 from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, at_least_float32
 from trl_distill_plugins.losses.vocabulary import SharedTile, SharedTiles
@@ -63,6 +65,7 @@ class Tiles:
         self.statistics = hidden.new_empty(hidden.shape[0], len(STATISTICS), dtype=value_dtype)
         self.token_scale = (job.weights / (1.0 if job.divides_late else job.normalizer)).to(value_dtype)
         self._kernel, self._kernel_terms = _kernel_for(job, self._student, self._teacher), _kernel_terms(job.objective)
+        self._sparse = _sparse_tiles_for(job, self._student)
 
     def run(self, start: int) -> tuple[Tensor, Tensor]:
         """Fill values and statistics of the tile at `start`; return its hidden states and gradient by raw logits."""
@@ -72,6 +75,9 @@ class Tiles:
         teacher_raw = None
         if isinstance(self.job.teacher, DenseSignal | JointSignal) and self._teacher is not None:
             teacher_raw = self.job.teacher.write_raw_logits(start, end, self._teacher[: end - start])
+        if self._sparse is not None and isinstance(self.job.teacher, SparseSignal):
+            self._native_sparse(self._sparse, self.job.teacher, slice(start, end), raw)
+            return hidden, raw
         if self._kernel is not None:
             self._native(self._kernel, slice(start, end), raw, teacher_raw)
         if self._kernel is None or self._kernel_terms is None:
@@ -100,6 +106,18 @@ class Tiles:
             student_shape=HeadShape(head.scale, head.softcap),
             teacher_shape=HeadShape(teacher_head.scale, teacher_head.softcap),
             want_gradient=self.want_gradient and bool(terms),
+        )
+
+    def _native_sparse(self, tiles: SparseTiles, teacher: SparseSignal, tokens: slice, raw: Tensor) -> None:
+        on_policy = None if self.job.on_policy is None else self.job.on_policy[tokens]
+        tiles(
+            raw,
+            teacher[tokens],
+            LogitsTile(raw, None, self.job.labels[tokens], on_policy),
+            self.token_scale[tokens],
+            self.values[:, tokens],
+            self.statistics[tokens],
+            want_gradient=self.want_gradient,
         )
 
     def _eager(self, start: int, raw: Tensor, teacher_raw: Tensor | None) -> None:
@@ -172,12 +190,22 @@ def _silent(teacher: TeacherSignal | None, tokens: slice) -> Tensor | None:
 
 def _kernel_for(job: Job, student: Tensor, teacher: Tensor | None) -> TileKernel | None:
     """The native kernel, if it works on such a teacher and the dtypes at hand."""
-    dtypes = {student.dtype} if teacher is None else {student.dtype, teacher.dtype}
-    teacher_signal = job.teacher
-    is_whole = teacher_signal is None or (isinstance(teacher_signal, DenseSignal) and teacher_signal.is_whole)
-    if not is_whole or student.device.type != "cpu" or not dtypes <= {torch.float32, torch.bfloat16}:
+    teacher_is_whole = job.teacher is None or (not isinstance(job.teacher, SparseSignal) and job.teacher.is_whole)
+    if not teacher_is_whole or not _is_native(student) or not (teacher is None or _is_native(teacher)):
         return None
     return load_tile_kernel()
+
+
+def _sparse_tiles_for(job: Job, student: Tensor) -> SparseTiles | None:
+    """The native way through tiles with a sparse teacher, if it knows all losses and the dtype at hand."""
+    if not (isinstance(job.teacher, SparseSignal) and _is_native(student) and can_run(job.objective)):
+        return None
+    kernel = load_sparse_kernel()
+    return None if kernel is None else SparseTiles(kernel, job.objective, job.head)
+
+
+def _is_native(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
 
 
 def _kernel_terms(objective: Objective) -> list[KernelTerm] | None:

@@ -11,7 +11,12 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("tile.cpp", "sort.cpp", "row.hpp", "simd.hpp", "threads.hpp")]
+_SOURCES = [
+    Path(__file__).with_name(name)
+    for name in (
+        "tile.cpp", "sort.cpp", "sparse.cpp", "row.hpp", "sparse.hpp", "logits.hpp", "simd.hpp", "threads.hpp",
+    )
+]  # fmt: skip
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _COMPILERS = ("c++", "g++", "clang++")
 _logger = logging.getLogger(__name__)

@@ -21,6 +21,12 @@ _KINDS = ("cross_entropy", "forward_kl", "reverse_kl", "jsd")
 _LOGITS_PER_THREAD = 1 << 16
 
 
+class HeadStruct(ctypes.Structure):
+    """`struct Head` in logits.hpp."""
+
+    _fields_ = (("scale", ctypes.c_float), ("softcap", ctypes.c_float))
+
+
 @dataclass(frozen=True)
 class HeadShape:
     """How logits follow from raw ones: `softcap * tanh(scale * raw / softcap)`, or `scale * raw` without softcap."""
@@ -28,9 +34,9 @@ class HeadShape:
     scale: float = 1.0
     softcap: float | None = None
 
-
-class _Head(ctypes.Structure):
-    _fields_ = (("scale", ctypes.c_float), ("softcap", ctypes.c_float))
+    def pack(self) -> HeadStruct:
+        """The same, as the kernels take it."""
+        return HeadStruct(self.scale, self.softcap or 0.0)
 
 
 class _Term(ctypes.Structure):
@@ -55,8 +61,8 @@ class _Tile(ctypes.Structure):
         ("values", ctypes.c_void_p),
         ("value_stride", ctypes.c_int64),
         ("statistics", ctypes.c_void_p),
-        ("student_head", _Head),
-        ("teacher_head", _Head),
+        ("student_head", HeadStruct),
+        ("teacher_head", HeadStruct),
         ("term_count", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("student_is_bf16", ctypes.c_int32),
@@ -117,10 +123,10 @@ class TileKernel:
             values.data_ptr(),
             values.stride(0),
             statistics.data_ptr(),
-            _pack_head(student_shape),
-            _pack_head(teacher_shape),
+            student_shape.pack(),
+            teacher_shape.pack(),
             len(terms),
-            max(1, min(torch.get_num_threads(), student.numel() // _LOGITS_PER_THREAD)),
+            threads_for(student),
             student.dtype == torch.bfloat16,
             teacher is not None and teacher.dtype == torch.bfloat16,
             want_gradient,
@@ -129,12 +135,13 @@ class TileKernel:
             raise MemoryError(f"the tile kernel got no memory for {tuple(student.shape)} logits")
 
 
+def threads_for(logits: Tensor) -> int:
+    """On how many threads to work on so many logits."""
+    return max(1, min(torch.get_num_threads(), logits.numel() // _LOGITS_PER_THREAD))
+
+
 def _pack_term(term: KernelTerm) -> _Term:
     return _Term(_KINDS.index(term.kind), term.weight, term.temperature, term.beta, term.label_smoothing)
-
-
-def _pack_head(shape: HeadShape) -> _Head:
-    return _Head(shape.scale, shape.softcap or 0.0)
 
 
 def _check(
@@ -166,7 +173,13 @@ def _check(
     kinds = {term.kind for term in terms}
     if teacher is None and kinds - {"cross_entropy"}:
         raise ValueError(f"{', '.join(sorted(kinds - {'cross_entropy'}))} compares with a teacher, which is None")
-    if n and "cross_entropy" in kinds and not (labels.min() >= 0 and labels.max() < vocabulary):
+    if "cross_entropy" in kinds:
+        check_labels(labels, vocabulary)
+
+
+def check_labels(labels: Tensor, vocabulary: int) -> None:
+    """Raise ValueError unless a cross-entropy may read these labels."""
+    if len(labels) and not (labels.min() >= 0 and labels.max() < vocabulary):
         raise ValueError(f"labels: cross_entropy needs them in 0..{vocabulary - 1}")
 
 

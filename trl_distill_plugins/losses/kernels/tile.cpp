@@ -116,24 +116,6 @@ void add(Vec* to, const Vec* row, float weight, int64_t size) {
     for (int64_t i = 0; i < size; ++i) to[i] += weight * row[i];
 }
 
-// Through z = softcap * tanh(...): times 1 - (z / softcap)^2.
-void multiply_by_slope(Vec* gradient, const Vec* z, float inverse_cap, int64_t size) {
-    for (int64_t i = 0; i < size; ++i) {
-        const Vec t = z[i] * inverse_cap, slope = 1.0f - t * t;
-        gradient[i] *= slope < 0 ? Vec{} : slope;
-    }
-}
-
-// Store a block that holds `count` numbers; the last vector may be partial.
-template <class Raw> void write_block(const Vec* block, int64_t count, Raw* to) {
-    const int64_t whole = count / kLanes;
-    for (int64_t i = 0; i < whole; ++i) store(to + i * kLanes, block[i]);
-    if (whole * kLanes == count) return;
-    Raw rest[kLanes];
-    store(rest, block[whole]);
-    std::copy(rest, rest + count % kLanes, to + whole * kLanes);
-}
-
 // Pass 3: add the shares up block by block and write the gradient by the raw logits over the row.
 template <class S> void write_gradient(const Tile& tile, Workspace& work, S* student, int64_t row) {
     const Head head = tile.student_head;
