@@ -166,10 +166,10 @@ def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0
     width, named = student.shape[-1], signal.named
     a_named = signal.ids.gather(1, named.int().argmax(-1, keepdim=True)).clamp(0, width - 1)
     ids = torch.where(named, signal.ids, a_named)  # a column too many repeats a token, and has no mass
-    unnamed, rest = student.scatter(1, ids, -torch.inf), None
+    unnamed, logits, rest = student.scatter(1, ids, -torch.inf), student.gather(1, ids), None
     if has_rest(signal, width, tail):
         rest = unnamed.logsumexp(-1, keepdim=True).clamp_min(NO_MASS)  # a position may name every token
-    view = class_tile(tile, signal, width, temperature, student.gather(1, ids), rest)
+    view = class_tile(tile, signal, width, temperature, logits, rest)
     return MergedTile(view, unnamed, rest, ids)
 
 
