@@ -92,12 +92,12 @@ class ViewBuilder:
     def student_prompt_ids(self, row: Mapping[str, Any], where: str = "row") -> list[int]:
         """Ids the student generates from, not cut to any window."""
         source = self._source(row, where)
-        return self.encoder.generation_ids(_prompt(self.student_template, source), source)
+        return self.encoder.generation_ids(prompt_of(self.student_template, source), source)
 
     def teacher_prompt(self, row: Mapping[str, Any], where: str = "row") -> tuple[Prompt, list[int]]:
         """What the teacher generates from, not cut to any window, and its ids."""
         source = self._source(row, where)
-        prompt = _prompt(self.teacher_template, source)
+        prompt = prompt_of(self.teacher_template, source)
         return prompt, self.encoder.generation_ids(prompt, source)
 
     def _source(self, row: Mapping[str, Any], where: str) -> SourceRow:
@@ -106,8 +106,8 @@ class ViewBuilder:
     def _encode(self, source: SourceRow) -> tuple[list[int], list[int], list[int]]:
         """Ids of student prompt, teacher prompt and completion, uncut."""
         completion = source.completion()
-        student_prompt = _prompt(self.student_template, source)
-        teacher_prompt = _prompt(self.teacher_template, source) if self.has_teacher_view else student_prompt
+        student_prompt = prompt_of(self.student_template, source)
+        teacher_prompt = prompt_of(self.teacher_template, source) if self.has_teacher_view else student_prompt
         if completion is not None:
             student, ids = self.encoder.encode(student_prompt, completion, source)
             if not self.has_teacher_view:
@@ -121,7 +121,8 @@ class ViewBuilder:
         return student, self.encoder.generation_ids(teacher_prompt, source), []
 
 
-def _prompt(template: PromptTemplate | None, source: SourceRow) -> Prompt:
+def prompt_of(template: PromptTemplate | None, source: SourceRow) -> Prompt:
+    """What a model with this template sees of a row, before it is encoded."""
     return source.own_prompt() if template is None else template.render(source)
 
 

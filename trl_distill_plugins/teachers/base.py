@@ -34,7 +34,8 @@ class TeacherPrompt:
 
     Args:
         source: text or chat messages, `teacher_prompt_template` filled in.
-        token_ids: the same in ids of the student's tokenizer, `[T]`.
+        token_ids: the same in ids of the student's tokenizer, `[T]`; where there is no student, of the teacher's
+            own (`Teacher.load_tokenizer`), and empty for a teacher that has none.
     """
 
     source: Prompt
@@ -66,6 +67,12 @@ class Teacher(ABC):
     @abstractmethod
     def __init__(self, address: Any, **init_kwargs: Any) -> None:
         """Take the address and `teacher_model_init_kwargs`."""
+
+    @classmethod
+    def load_tokenizer(cls, address: Any, **init_kwargs: Any) -> Any:
+        """The tokenizer that prompts for the teacher at `address` are encoded with where there is no student; None for
+        a teacher that takes their text. Loads no model. A tokenizer that cannot be loaded is a `TeacherError`."""
+        return None
 
     def __str__(self) -> str:
         """How messages name this teacher."""
