@@ -436,6 +436,7 @@ REFUSED = {
     "teacher": ({"teacher_model_name_or_path": "DIR/none"}, "of the teacher 'DIR/none': there is no such folder"),
     "teacher's options": ({"teacher_model_init_kwargs": "[1]"}, "teacher_model_init_kwargs must be a mapping"),
     "price": ({"price_per_million_prompt_tokens": -1}, "price_per_million_prompt_tokens must be a number at least 0"),
+    "one price": ({"price_per_million_prompt_tokens": 1}, "price_per_million_completion_tokens is missing beside"),
     "json": ({"json": True}, "json prints what a dry run found; add dry_run"),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from trl_distill_plugins.prompts.templates import PromptTemplate
 from trl_distill_plugins.teachers.base import Generation
 
 COMMAND = "trl-distill generate"
+PRICES = ("price_per_million_prompt_tokens", "price_per_million_completion_tokens")
 
 
 @dataclass
@@ -82,11 +83,12 @@ class GenerateArguments:
         for option in ("max_new_tokens", "generation_batch_size", "num_generations", "rows_per_category", "max_rows"):
             if getattr(self, option) is not None:
                 check_range(option, getattr(self, option), at_least=1)
-        for option in ("generation_temperature", "price_per_million_prompt_tokens"):
+        for option in ("generation_temperature", *PRICES):
             if getattr(self, option) is not None:
                 check_range(option, getattr(self, option), at_least=0.0)
-        if self.price_per_million_completion_tokens is not None:
-            check_range("price_per_million_completion_tokens", self.price_per_million_completion_tokens, at_least=0.0)
+        unpriced = [option for option in PRICES if getattr(self, option) is None]
+        if len(unpriced) == 1:
+            raise ConfigError(f"{unpriced[0]} is missing beside the other price; give both, 0 for what is free")
         if self.num_generations > 1 and self.generation_temperature == 0:
             raise ConfigError(
                 f"num_generations is {self.num_generations} at generation_temperature 0, where all completions of a "

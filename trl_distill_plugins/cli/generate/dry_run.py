@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trl_distill_plugins.cli.generate.arguments import GenerateArguments
+from trl_distill_plugins.cli.generate.arguments import PRICES, GenerateArguments
 from trl_distill_plugins.cli.generate.asking import Asking
 from trl_distill_plugins.prompts.rows import Prompt
 from trl_distill_plugins.teachers.base import TeacherPrompt
@@ -46,10 +46,9 @@ def estimate(
     if arguments.category_column is not None:
         figures["categories"] = asking.categories
         figures["categories_available"] = dict(asking.available)
-    prices = (arguments.price_per_million_prompt_tokens, arguments.price_per_million_completion_tokens)
-    if prices != (None, None):
-        cost = prompt_tokens * (prices[0] or 0.0) + completion_tokens * (prices[1] or 0.0)
-        figures["cost_at_most"] = cost / 1e6
+    of_prompts, of_completions = (getattr(arguments, price) for price in PRICES)
+    if of_prompts is not None:
+        figures["cost_at_most"] = (prompt_tokens * of_prompts + completion_tokens * of_completions) / 1e6
     return figures
 
 
