@@ -81,7 +81,7 @@ def test_an_unknown_command_gets_a_suggestion():
     result = trl_distill("trian")
     assert result.returncode == 2
     assert result.stderr == (
-        "trl-distill: error: no command 'trian'; did you mean 'train'? Commands: demo, train, cache, plugins\n"
+        f"trl-distill: error: no command 'trian'; did you mean 'train'? Commands: {', '.join(main.COMMANDS)}\n"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
-from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
+from trl_distill_plugins.teachers.completions import FILE_NAME, CompletionStore, Ranks, make_request, write_completions
 
 GENERATION = Generation(max_new_tokens=8)
 
@@ -42,7 +42,7 @@ class Scribe(Teacher):
 
 
 def requests(*prompts, generation=GENERATION):
-    return [make_request(prompt_of(*prompt), f"row {prompt}", "t", generation) for prompt in prompts]
+    return [make_request(prompt_of(*prompt), {"prompt": f"row {prompt}"}, "t", generation) for prompt in prompts]
 
 
 def prompt_of(*ids):
@@ -57,7 +57,7 @@ PROMPTS = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 9)]
 
 
 def test_records_come_back_in_order_and_say_how_they_ended(tmp_path):
-    records = write(CompletionStore(tmp_path, Ranks()), requests(*PROMPTS), Scribe())
+    records = write(CompletionStore(tmp_path / FILE_NAME, Ranks()), requests(*PROMPTS), Scribe())
     assert [record["completion"] for record in records] == ["2", "4 6", "8 10 12 14", "16", "18 18"]
     assert [record["finish_reason"] for record in records] == ["stop", "stop", "length", "stop", "stop"]
     assert records[2]["prompt"] == "row (4, 5, 6, 7)"
@@ -66,27 +66,27 @@ def test_records_come_back_in_order_and_say_how_they_ended(tmp_path):
 
 def test_longest_prompts_go_first(tmp_path):
     teacher = Scribe()
-    write(CompletionStore(tmp_path, Ranks()), requests(*PROMPTS), teacher)
+    write(CompletionStore(tmp_path / FILE_NAME, Ranks()), requests(*PROMPTS), teacher)
     lengths = [len(prompt) for batch in teacher.batches for prompt in batch]
     assert lengths == sorted(lengths, reverse=True)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
-    store = CompletionStore(tmp_path, Ranks())
+    store = CompletionStore(tmp_path / FILE_NAME, Ranks())
     with pytest.raises(KeyboardInterrupt):
         write(store, requests(*PROMPTS), Scribe(strength=1))
     assert len(store.path.read_text().splitlines()) == 2
     teacher = Scribe()
     resumed = write(store, requests(*PROMPTS), teacher)
     assert sum(map(len, teacher.batches)) == 3
-    whole = write(CompletionStore(tmp_path / "whole", Ranks()), requests(*PROMPTS), Scribe())
+    whole = write(CompletionStore(tmp_path / "whole" / FILE_NAME, Ranks()), requests(*PROMPTS), Scribe())
     assert resumed == whole
     assert len(store.path.read_text().splitlines()) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("cut", [1, 10, 60])
+@pytest.mark.parametrize("cut", [2, 10, 60])
 def test_a_line_torn_by_a_crash_is_written_again(tmp_path, cut):
-    store = CompletionStore(tmp_path, Ranks())
+    store = CompletionStore(tmp_path / FILE_NAME, Ranks())
     whole = write(store, requests(*PROMPTS), Scribe())
     store.path.write_bytes(store.path.read_bytes()[:-cut])
     teacher = Scribe()
@@ -95,8 +95,34 @@ def test_a_line_torn_by_a_crash_is_written_again(tmp_path, cut):
     assert all(json.loads(line) for line in store.path.read_text().splitlines())
 
 
+def test_a_line_that_lacks_but_its_line_break_is_kept(tmp_path):
+    store = CompletionStore(tmp_path / FILE_NAME, Ranks())
+    whole = write(store, requests(*PROMPTS[:3]), Scribe())
+    store.path.write_bytes(store.path.read_bytes()[:-1])
+    teacher = Scribe()
+    assert write(store, requests(*PROMPTS), teacher)[:3] == whole
+    assert sum(map(len, teacher.batches)) == len(PROMPTS) - 3
+    assert len(store.path.read_text().splitlines()) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("content", ["my notes", '{"a": 1}', '{"a": 1}\n', "[1]\n"])
+def test_a_file_of_something_else_is_left_alone(content, tmp_path):
+    store = CompletionStore(tmp_path / FILE_NAME, Ranks())
+    store.path.write_text(content)
+    with pytest.raises(DataError, match=r"teacher_completions.jsonl, line 1: not "):
+        write(store, requests(*PROMPTS), Scribe())
+    assert store.path.read_text() == content
+
+
+def test_files_that_look_like_another_ranks_are_left_alone(tmp_path):
+    own = tmp_path / "teacher_completions.ranking.jsonl"
+    own.write_text('{"rank": 1}\n')
+    write(CompletionStore(tmp_path / FILE_NAME, Ranks()), requests(*PROMPTS), Scribe())
+    assert own.read_text() == '{"rank": 1}\n'
+
+
 def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path):
-    store = CompletionStore(tmp_path, Ranks())
+    store = CompletionStore(tmp_path / FILE_NAME, Ranks())
     write(store, requests(*PROMPTS), Scribe())
     lines = store.path.read_text().splitlines(keepends=True)
     store.path.write_text("".join([*lines[:1], "{oops\n", *lines[1:]]))
@@ -107,20 +133,20 @@ def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path):
 
 def test_another_teacher_or_other_sampling_writes_again():
     changed = {
-        make_request(prompt_of(1), "x", "t", GENERATION).key,
-        make_request(prompt_of(1), "x", "other", GENERATION).key,
-        make_request(prompt_of(1), "x", "t", Generation(max_new_tokens=9)).key,
-        make_request(prompt_of(1), "x", "t", Generation(max_new_tokens=8, temperature=1.0)).key,
-        make_request(prompt_of(1), "x", "t", GENERATION, repeat=1).key,
-        make_request(prompt_of(2), "x", "t", GENERATION).key,
+        make_request(prompt_of(1), {}, "t", GENERATION).key,
+        make_request(prompt_of(1), {}, "other", GENERATION).key,
+        make_request(prompt_of(1), {}, "t", Generation(max_new_tokens=9)).key,
+        make_request(prompt_of(1), {}, "t", Generation(max_new_tokens=8, temperature=1.0)).key,
+        make_request(prompt_of(1), {}, "t", GENERATION, repeat=1).key,
+        make_request(prompt_of(2), {}, "t", GENERATION).key,
     }
     assert len(changed) == 6
-    assert make_request(prompt_of(1), "shown otherwise", "t", GENERATION).key in changed
+    assert make_request(prompt_of(1), {"prompt": "shown otherwise"}, "t", GENERATION).key in changed
 
 
 def test_equal_prompts_are_completed_once(tmp_path):
     teacher = Scribe()
-    records = write(CompletionStore(tmp_path, Ranks()), requests((1,), (1,), (1,)), teacher)
+    records = write(CompletionStore(tmp_path / FILE_NAME, Ranks()), requests((1,), (1,), (1,)), teacher)
     assert sum(map(len, teacher.batches)) == 1
     assert [record["completion"] for record in records] == ["2", "2", "2"]
 
@@ -128,9 +154,9 @@ def test_equal_prompts_are_completed_once(tmp_path):
 def test_what_other_ranks_wrote_is_joined_into_one_file(tmp_path):
     """Rank 1 died after its share: rank 0 alone finds its records, writes the rest and joins both files."""
     wanted = requests(*PROMPTS)
-    other = CompletionStore(tmp_path, Ranks(1, 2))
+    other = CompletionStore(tmp_path / FILE_NAME, Ranks(1, 2))
     other.append([{"key": wanted[0].key, "completion": "from rank 1", "finish_reason": "stop"}])
-    store, teacher = CompletionStore(tmp_path, Ranks()), Scribe()
+    store, teacher = CompletionStore(tmp_path / FILE_NAME, Ranks()), Scribe()
     records = write(store, wanted, teacher)
     assert records[0]["completion"] == "from rank 1"
     assert sum(map(len, teacher.batches)) == 4

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -74,16 +74,9 @@ def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
     if not (option_in(argv, "output_dir") or config.get("output_dir")):
         raise ConfigError("output_dir is missing: name the folder the student goes to")
     config_class, _ = _TRAINERS[name]
-    parser = _Parser((TrainArguments, config_class, ModelConfig, *more), prog="trl-distill train", allow_abbrev=False)
-    parser.error = _refuse
-    try:
-        *parsed, unknown = parser.parse_args_and_config(_config_apart(argv), return_remaining_strings=True)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error).strip()) from error
-    _check_known(unknown, (action.dest for action in parser._actions))
-    arguments, training, model, *others = parsed
+    classes = (TrainArguments, config_class, ModelConfig, *more)
+    (arguments, training, model, *others), in_config, in_flags = parse_options(argv, classes, "trl-distill train")
+    check_known([*in_config, *in_flags], option_names(classes), "trl-distill train")
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
@@ -96,6 +89,39 @@ def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
         **(training.model_init_kwargs or {}),
     }
     return arguments, training, model, *others
+
+
+def parse_options(
+    argv: list[str], classes: tuple[type[Any], ...], command: str
+) -> tuple[list[Any], list[str], list[str]]:
+    """An object of each dataclass, from `--config` and flags; and what none of them takes: `--name` and value of each
+    key of the config, and words of `argv`.
+
+    Raises:
+        ConfigError: an option is malformed or out of range.
+    """
+    parser = _Parser(classes, prog=command, allow_abbrev=False)
+    parser.error = _refuse
+    try:
+        *parsed, in_config, in_flags = parser.parse_args_and_config(
+            _config_apart(argv), return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error).strip()) from error
+    return parsed, in_config, in_flags
+
+
+def option_names(classes: Iterable[type[Any]]) -> list[str]:
+    """The options that dataclasses make."""
+    return [option.name for each in classes for option in fields(each)]
+
+
+def training_options() -> set[str]:
+    """Every option of `trl-distill train`, whichever the trainer."""
+    configs = (config for config, _ in _TRAINERS.values())
+    return {*option_names((TrainArguments, ModelConfig, *configs)), *LAUNCH_OPTIONS}
 
 
 class _Parser(TrlParser):
@@ -138,12 +164,12 @@ def _check_training(training: Any) -> None:
         raise ConfigError(f"output_dir {training.output_dir} is a file; name a folder")
 
 
-def _check_known(unknown: list[str], known: Iterable[str]) -> None:
+def check_known(unknown: list[str], known: Iterable[str], command: str) -> None:
     """Raise `ConfigError` for options nobody takes; those for `accelerate launch` have been taken already."""
     names = [word.removeprefix("--").partition("=")[0] for word in unknown if word.startswith("--")]
     strangers = [name for name in names if name not in LAUNCH_OPTIONS]
     if strangers:
-        hint = did_you_mean(strangers[0], known) or "; `trl-distill train --help` lists them"
+        hint = did_you_mean(strangers[0], known) or f"; `{command} --help` lists them"
         raise ConfigError(f"no option {strangers[0]!r}{hint}")
     if unknown and not names:
         raise ConfigError(f"unexpected argument {unknown[0]!r}; options are written --name value")
@@ -171,7 +197,8 @@ def make_trainer(arguments: TrainArguments, training: Any, model: ModelConfig) -
 
 
 def _load(arguments: TrainArguments, name: str | None, split: str, training: Any) -> Any:
-    dataset = _load_any(arguments, name, split, training)
+    streaming = arguments.dataset_streaming
+    dataset = load_any(name, split, arguments.dataset_config, training.input_column, streaming=streaming)
     first: dict[str, Any] = next(iter(dataset), {})
     templates = (training.student_prompt_template, training.teacher_prompt_template)
     if first and not any(templates) and not {"input_ids", training.dataset_text_field} & set(first):
@@ -179,13 +206,16 @@ def _load(arguments: TrainArguments, name: str | None, split: str, training: Any
     return dataset
 
 
-def _load_any(arguments: TrainArguments, name: str | None, split: str, training: Any) -> Any:
+def load_any(
+    name: str | None, split: str, config: str | None, input_column: str | None, *, streaming: bool = False
+) -> Any:
+    """The rows of a file, or of a dataset's split. Raise `ConfigError` without a name."""
     if not isinstance(name, str):
         raise ConfigError("dataset_name is missing: name a .jsonl, .json, .csv or .parquet file, or a dataset")
     if is_data_file(name):
-        return load_rows(name, input_column=training.input_column)
+        return load_rows(name, input_column=input_column)
     try:
-        return load_dataset(name, name=arguments.dataset_config, split=split, streaming=arguments.dataset_streaming)
+        return load_dataset(name, name=config, split=split, streaming=streaming)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot load the dataset {name!r}: {str(error).strip().splitlines()[0]}") from error
 

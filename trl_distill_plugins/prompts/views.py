@@ -121,7 +121,7 @@ class ViewBuilder:
     def _panel_row(self, source: SourceRow, panel: PanelTemplates) -> dict[str, Any]:
         """The row as the student sees it and as each of its teachers does, one behind the other."""
         completion = self._completion(source)
-        student, ids = self.encoder.encode(_prompt(self.student_template, source), completion, source)
+        student, ids = self.encoder.encode(prompt_of(self.student_template, source), completion, source)
         bos = self.encoder.bos_token_id
         prompts = [(reader, self.encoder.prompt_ids(own, completion, source)) for reader, own in panel.prompts(source)]
         fits = [self.windows.fit(student, prompt, ids, bos) for _, prompt in prompts]
@@ -141,7 +141,7 @@ class ViewBuilder:
     def student_prompt_ids(self, row: Mapping[str, Any], where: str = "row") -> list[int]:
         """Ids the student generates from, not cut to any window."""
         source = self._source(row, where)
-        return self.encoder.generation_ids(_prompt(self.student_template, source), source)
+        return self.encoder.generation_ids(prompt_of(self.student_template, source), source)
 
     def teacher_prompt(self, row: Mapping[str, Any], where: str = "row") -> tuple[Prompt, list[int], int]:
         """What the teacher generates from, not cut to any window, its ids, and which of several teachers it is for."""
@@ -149,7 +149,7 @@ class ViewBuilder:
         if isinstance(self.teacher_template, PanelTemplates):
             reader, prompt = self.teacher_template.prompts(source)[0]
         else:
-            reader, prompt = 0, _prompt(self.teacher_template, source)
+            reader, prompt = 0, prompt_of(self.teacher_template, source)
         return prompt, self.teacher_encoder.generation_ids(prompt, source), reader
 
     def _source(self, row: Mapping[str, Any], where: str) -> SourceRow:
@@ -166,10 +166,10 @@ class ViewBuilder:
     def _encode(self, source: SourceRow) -> tuple[list[int], list[int], list[int], list[int]]:
         """Ids of the student's prompt and completion and of the teacher's, uncut."""
         completion = self._completion(source) if self.completion_required else source.completion()
-        student_prompt = _prompt(self.student_template, source)
+        student_prompt = prompt_of(self.student_template, source)
         teacher_prompt = student_prompt
         if self.has_teacher_view and not isinstance(self.teacher_template, PanelTemplates):
-            teacher_prompt = _prompt(self.teacher_template, source)
+            teacher_prompt = prompt_of(self.teacher_template, source)
         if completion is not None:
             student, ids = self.encoder.encode(student_prompt, completion, source)
             if not self.has_teacher_view:
@@ -181,7 +181,8 @@ class ViewBuilder:
         return student, [], self.teacher_encoder.generation_ids(teacher_prompt, source), []
 
 
-def _prompt(template: PromptTemplate | None, source: SourceRow) -> Prompt:
+def prompt_of(template: PromptTemplate | None, source: SourceRow) -> Prompt:
+    """What a model with this template sees of a row, before it is encoded."""
     return source.own_prompt() if template is None else template.render(source)
 
 

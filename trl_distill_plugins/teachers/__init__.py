@@ -12,13 +12,20 @@ def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> "Teach
     Raises:
         TeacherError: the teacher cannot be loaded.
     """
-    from trl_distill_plugins.plugins import get_teacher_class, installed
     from trl_distill_plugins.teachers.base import Teacher
 
     if isinstance(spec, Teacher):
         return spec
+    teacher_class, address = find_teacher(spec)
+    return teacher_class(address, **(init_kwargs or {}))
+
+
+def find_teacher(spec: Any) -> tuple[type["Teacher"], Any]:
+    """The class and the address that `spec`, anything but a `Teacher`, stands for; nothing is loaded."""
+    from trl_distill_plugins.plugins import get_teacher_class, installed
+
     if isinstance(spec, str) and ":" in spec:
         name, address = spec.split(":", 1)
         if name in {record.name for record in installed("teachers")}:
-            return get_teacher_class(name)(address, **(init_kwargs or {}))
-    return get_teacher_class("local")(spec, **(init_kwargs or {}))
+            return get_teacher_class(name), address
+    return get_teacher_class("local"), spec

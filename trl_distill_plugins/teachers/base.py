@@ -35,8 +35,8 @@ class TeacherPrompt:
 
     Args:
         source: text or chat messages, `teacher_prompt_template` filled in.
-        token_ids: the same in ids of the teacher's tokenizer, which is the student's where `Teacher.tokenizer` is None,
-            `[T]`.
+        token_ids: the same in ids, `[T]`: of `Teacher.tokenizer`, of the student's where that is None or, where there
+            is no student, of `Teacher.load_tokenizer`; empty for a teacher that has none.
         member: which of several teachers is asked, see `Teacher.prompts`.
     """
 
@@ -70,6 +70,12 @@ class Teacher(ABC):
     @abstractmethod
     def __init__(self, address: Any, **init_kwargs: Any) -> None:
         """Take the address and `teacher_model_init_kwargs`."""
+
+    @classmethod
+    def load_tokenizer(cls, address: Any, **init_kwargs: Any) -> Any:
+        """The tokenizer that prompts for the teacher at `address` are encoded with where there is no student; None for
+        a teacher that takes their text. Loads no model. A tokenizer that cannot be loaded is a `TeacherError`."""
+        return None
 
     def __str__(self) -> str:
         """How messages name this teacher."""

@@ -26,7 +26,7 @@ class LocalTeacher(Teacher):
     name = "local"
 
     def __init__(self, address: str | nn.Module, **init_kwargs: Any) -> None:
-        self._hub_kwargs = {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
+        self._hub_kwargs = _hub_kwargs(init_kwargs)
         if isinstance(address, str):
             self.model: Any = _load(address, init_kwargs)
         elif init_kwargs:
@@ -41,6 +41,15 @@ class LocalTeacher(Teacher):
         self._request = LayerRequest()
         self._tokenizer: Any = None
         self._is_foreign = False
+
+    @classmethod
+    def load_tokenizer(cls, address: str, **init_kwargs: Any) -> Any:
+        """The tokenizer that is saved with the model."""
+        try:
+            return AutoTokenizer.from_pretrained(address, **_hub_kwargs(init_kwargs))
+        except (OSError, ValueError) as error:
+            reason = load_failure(address, error)
+            raise TeacherError(f"cannot load the tokenizer of the teacher {address!r}: {reason}") from error
 
     @property
     def module(self) -> nn.Module:
@@ -78,11 +87,9 @@ class LocalTeacher(Teacher):
 
     def _own_tokenizer(self) -> Any:
         """The tokenizer that belongs to the teacher's weights, or None where none can be found to compare."""
-        if not self.path:
-            return None
         try:
-            return AutoTokenizer.from_pretrained(self.path, **self._hub_kwargs)
-        except (OSError, ValueError):
+            return self.load_tokenizer(self.path, **self._hub_kwargs) if self.path else None
+        except TeacherError:
             return None
 
     def move_to(self, device: Any) -> None:
@@ -184,6 +191,11 @@ def _without_peft_wrapper(model: Any) -> Any:
     if model.active_peft_config.is_prompt_learning:
         raise TeacherError("a teacher cannot have a prompt-learning adapter; use LoRA or another weight adapter")
     return model.get_base_model()
+
+
+def _hub_kwargs(init_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options for loading that are about where the files come from."""
+    return {key: init_kwargs[key] for key in ("revision", "trust_remote_code") if key in init_kwargs}
 
 
 def _load(name: str, init_kwargs: dict[str, Any]) -> Any:

@@ -34,6 +34,11 @@ class Panel(Teacher):
 
     members: list[Member]
 
+    @classmethod
+    def load_tokenizer(cls, address: Any, **init_kwargs: Any) -> Any:
+        """Raise `TeacherError`: prompts are encoded for one teacher."""
+        raise TeacherError(f"`trl-distill generate` asks one teacher; run it for each of those in {cls.name!r}")
+
     def __str__(self) -> str:
         """The name, and of whom it consists."""
         return f"{self.name} of {', '.join(str(member.teacher) for member in self.members)}"

@@ -17,7 +17,13 @@ from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
 from trl_distill_plugins.teachers.base import Generation, Teacher, TeacherPrompt
-from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
+from trl_distill_plugins.teachers.completions import (
+    FILE_NAME,
+    CompletionStore,
+    Ranks,
+    make_request,
+    write_completions,
+)
 from trl_distill_plugins.trainers import trl_compat
 
 logger = logging.getLogger(__name__)
@@ -46,11 +52,14 @@ class ViewPreparation:
 
     @staticmethod
     def needed(args: Any, datasets: Iterable[Any], has_teacher: bool) -> bool:
-        """Whether the rows want more than TRL's own preparation: templates, or completions they lack."""
+        """Whether the rows want more than TRL's own preparation: templates, completions they lack, or completions that
+        may have been cut off, which TRL would end with an end token."""
         templates = (args.student_prompt_template, args.teacher_prompt_template, args.input_column)
         parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
         return any(templates) or any(
-            _lacks_completions(part, args.dataset_text_field, has_teacher) for part in parts if part
+            _lacks_completions(part, args.dataset_text_field, has_teacher) or _may_be_cut_off(part)
+            for part in parts
+            if part
         )
 
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
@@ -117,10 +126,10 @@ class ViewPreparation:
             repeat = repeats[ids] if generation.temperature > 0 else 0
             repeats[ids] += 1
             shown = SourceRow(row, name, args.input_column).own_prompt()
-            requests.append(make_request(prompt, shown, who, generation, repeat))
+            requests.append(make_request(prompt, {"prompt": shown}, who, generation, repeat))
         accelerator = self.accelerator
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
-        store = CompletionStore(Path(args.output_dir), ranks)
+        store = CompletionStore(Path(args.output_dir, FILE_NAME), ranks)
         teacher.move_to(accelerator.device)
         with trl_compat.whole_model(getattr(teacher, "model", None)):
             return write_completions(
@@ -143,6 +152,10 @@ def _lacks_completions(dataset: Any, text_field: str, has_teacher: bool) -> bool
         # Without a teacher, a conversation that does not end with an answer is text to train on, as in TRL.
         return has_teacher and SourceRow(first, "row 1").completion() is None
     return "prompt" in first or "input" in first
+
+
+def _may_be_cut_off(dataset: Any) -> bool:
+    return "completion_truncated" in next(iter(dataset), {})
 
 
 def _with_completions(dataset: Dataset, records: dict[int, dict[str, Any]], name: str) -> Dataset:

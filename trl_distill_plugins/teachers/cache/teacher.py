@@ -15,7 +15,8 @@ from trl_distill_plugins.teachers.cache.codec import decode
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of
 from trl_distill_plugins.teachers.cache.header import FORMAT, tokenizer_fingerprint
 from trl_distill_plugins.teachers.cache.store import CacheStore
-from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request
+from trl_distill_plugins.teachers.completions import FILE_NAME, CompletionStore, Ranks, completion_in, make_request
+from trl_distill_plugins.teachers.local import LocalTeacher
 
 
 class CachedTeacher(Teacher):
@@ -39,6 +40,11 @@ class CachedTeacher(Teacher):
         self._check({"format": FORMAT})
         self.form = self._store.header["form"]
         self._tokenizer: Any = None
+
+    @classmethod
+    def load_tokenizer(cls, address: str, **init_kwargs: Any) -> Any:
+        """The tokenizer of the teacher whose word the cache holds."""
+        return LocalTeacher.load_tokenizer(cls(address, **init_kwargs)._store.header["teacher"])
 
     def __str__(self) -> str:
         """The folder, and whose word is in it."""
@@ -92,7 +98,7 @@ class CachedTeacher(Teacher):
     ) -> Iterator[tuple[int, Completion]]:
         """Give the completions again that were written while the cache was built."""
         name = self._store.header["teacher"]
-        found = [self._records.get(make_request(prompt, None, name, generation).key) for prompt in prompts]
+        found = [self._records.get(make_request(prompt, {}, name, generation).key) for prompt in prompts]
         lost = sum(record is None for record in found)
         if lost:
             raise TeacherError(
@@ -101,11 +107,11 @@ class CachedTeacher(Teacher):
             )
         for index, record in enumerate(found):
             if record is not None:
-                yield index, Completion(record["completion"], record["finish_reason"] == "stop")
+                yield index, completion_in(record)
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
-        return CompletionStore(self._store.folder, Ranks()).read()
+        return CompletionStore(self._store.folder / FILE_NAME, Ranks()).read()
 
 
 def _joined(signals: list[SparseSignal]) -> SparseSignal:
