@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from trl_distill_plugins.cli.generate import arguments as generate_arguments
+from trl_distill_plugins.cli.stage_plan import plan_stages
 from trl_distill_plugins.cli.train_worker import parse_arguments
 from trl_distill_plugins.trainers.configs import DistillGKDConfig, DistillSFTConfig
 
@@ -48,14 +51,31 @@ def test_script_is_short_and_says_how_to_run_it(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_parses_and_spells_out_an_objective(name):
+def test_config_parses_and_spells_out_an_objective(name, tmp_path):
     path = ROOT / "examples" / "configs" / name
-    arguments, training, model = parse_arguments(["--config", str(path), "--bf16", "false"])
+    last = _last_stage(path, tmp_path)
+    arguments, training, model = parse_arguments(["--config", str(last), "--bf16", "false"])
     assert isinstance(training, {"sft": DistillSFTConfig, "gkd": DistillGKDConfig}[arguments.trainer])
     assert training.objective().needs_teacher
     assert training.teacher_model_name_or_path
     assert model.model_name_or_path
     assert f"examples/configs/{name}" in path.read_text(encoding="utf-8")
+
+
+def _last_stage(path, folder):
+    """The config, or that of its last stage, once the others have parsed."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "stages" not in config:
+        return path
+    files = []
+    for stage in plan_stages(config, []):
+        files.append(folder / f"{stage.name}.yaml")
+        files[-1].write_text(yaml.safe_dump(stage.options), encoding="utf-8")
+        if stage.command == "generate":
+            assert generate_arguments.parse(["--config", str(files[-1])]).teacher_name
+        else:
+            parse_arguments(["--config", str(files[-1]), "--bf16", "false"])
+    return files[-1]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from trl_distill_plugins import DistillSFTConfig, DistillSFTTrainer
-from trl_distill_plugins.errors import ConfigError, DataError
+from trl_distill_plugins.errors import ConfigError, DataError, TeacherError
 from trl_distill_plugins.teachers.local import LocalTeacher
 
 LONG = "the quick brown fox {input} :"
@@ -102,3 +102,11 @@ def test_what_is_cut_is_counted_in_one_warning(make, rows, caplog):
 def test_packing_strategies_that_cut_rows_are_refused(make, rows):
     with pytest.raises(ConfigError, match="packing_strategy"):
         make(rows, teacher_prompt_template=LONG, packing=True, packing_strategy="wrapped", max_length=64)
+
+
+def test_a_teacher_that_nobody_asks_is_not_loaded(make, rows, caplog):
+    trainer = make(rows, "no/such/teacher", losses=["cross_entropy"], teacher_prompt_template=LONG)
+    assert trainer.teacher is None
+    assert "No loss compares with the teacher, and every row has its completion: it is not loaded" in caplog.text
+    with pytest.raises(TeacherError, match="cannot load the teacher 'no/such/teacher'"):
+        make(rows.remove_columns("completion"), "no/such/teacher", losses=["cross_entropy"])

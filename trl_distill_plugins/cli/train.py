@@ -11,7 +11,16 @@ LAUNCH_OPTIONS = tuple(flag.removeprefix("--") for flag in (CONFIG_FLAG, *LAUNCH
 
 
 def run(argv: list[str]) -> int:
-    """Train; return the exit code of the workers."""
+    """Train, in stages where the config lists some; return the exit code of the workers."""
+    config = {} if "-h" in argv or "--help" in argv else read_config(argv)
+    if "stages" in config:
+        from trl_distill_plugins.cli.stages import run_stages
+
+        return run_stages(config, argv, _train)
+    return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
     return run_workers("trl_distill_plugins.cli.worker", "trl_distill_plugins.cli.train_worker", argv)
 
 

@@ -68,6 +68,8 @@ def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
         ConfigError: an option is unknown, malformed, out of range or missing.
     """
     config = read_config(argv)
+    if "stages" in config:
+        raise ConfigError("stages run one after the other, each launched anew: use `trl-distill train`")
     name = str(option_in(argv, "trainer") or config.get("trainer", "sft"))
     if name not in _TRAINERS:
         raise ConfigError(f"no trainer named {name!r}{did_you_mean(name, _TRAINERS) or '.'} Trainers: sft, gkd")

@@ -1,6 +1,7 @@
 """The mixin that turns a TRL trainer into a distilling one."""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,8 @@ from trl_distill_plugins.trainers.saving import whole_or_nothing
 from trl_distill_plugins.trainers.student_pass import TrainedPositions, student_pass
 from trl_distill_plugins.trainers.teacher_health import check_finite
 from trl_distill_plugins.trainers.views import ViewPreparation
+
+logger = logging.getLogger(__name__)
 
 # The key of a batch that says whether the student wrote its completions.
 ON_POLICY = "on_policy"
@@ -84,6 +87,10 @@ class DistillationMixin:
         check_teacher_given(args, objective, teacher_model, arguments.get("model"))
         names = () if arguments.get("formatting_func") is not None else ("train_dataset", "eval_dataset")
         datasets = [arguments.get(name) for name in names]
+        is_asked = self._student_completes or objective is None or objective.needs_teacher
+        if teacher_model is not None and not is_asked and ViewPreparation.all_complete(datasets):
+            logger.warning("No loss compares with the teacher, and every row has its completion: it is not loaded")
+            teacher_model = None
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
         check_row_format(arguments, builds_views=builds_views)
         if objective is None and not builds_views:

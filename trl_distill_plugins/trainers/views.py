@@ -62,6 +62,18 @@ class ViewPreparation:
             if part
         )
 
+    @staticmethod
+    def all_complete(datasets: Iterable[Any]) -> bool:
+        """Whether every row is known to bring its completion."""
+        parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
+        return all(
+            isinstance(part, Dataset)
+            and "completion" in part.column_names
+            and part.data.column("completion").null_count == 0
+            for part in parts
+            if part is not None
+        )
+
     def __call__(self, dataset: Any, name: str, *, packing: bool) -> Any:
         """Return `dataset` as rows of token ids: `input_ids`, `labels` and, with two prompts, the teacher's.
 
