@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer
 from trl_distill_plugins.errors import ConfigError, TeacherError
+from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.average import AVERAGE_FILE
 from trl_distill_plugins.teachers.local import LocalTeacher
 
@@ -349,6 +350,12 @@ def test_bad_arguments_are_named(teacher, options, message, make):
     with pytest.raises((TeacherError, ConfigError), match=message) as caught:
         make(teacher, teacher_model_init_kwargs=options)
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_student_in_training_there_is_no_such_teacher():
+    for address in ("self:base", "self:ema"):
+        with pytest.raises(TeacherError, match=f"{address} is a student in training; without one, name the model"):
+            make_teacher(address).signal({}, torch.zeros(1, 0, dtype=torch.bool))
 
 
 def test_weights_that_train_outside_the_adapter_are_named(make, tiny_causal_lm):

@@ -56,7 +56,7 @@ class SelfTeacher(Teacher):
         check_range("teacher_model_init_kwargs: decay", decay, at_least=0.0, at_most=1.0)
         self.average = WeightAverage(float(decay)) if address == "ema" else None
         self._student: Any = None
-        self._forward: Callable[..., Any] = _unjoined
+        self._forward: Any = None
         self._request = LayerRequest()
         self._tokenizer: Any = None
 
@@ -88,17 +88,17 @@ class SelfTeacher(Teacher):
     def after_step(self) -> None:
         """Move the average."""
         if self.average is not None:
-            self.average.update(self._student)
+            self.average.update(self._joined)
 
     def save(self, folder: Path) -> None:
         """Write the average."""
         if self.average is not None:
-            self.average.save(self._student, folder)
+            self.average.save(self._joined, folder)
 
     def load(self, folder: Path) -> None:
         """Read the average."""
         if self.average is not None:
-            self.average.load(self._student, folder)
+            self.average.load(self._joined, folder)
 
     def move_to(self, device: Any) -> None:
         """Move the student, which a sharded run has not placed yet."""
@@ -118,7 +118,7 @@ class SelfTeacher(Teacher):
             return states
 
         if self.average is not None:
-            self.average.start(self._student)
+            self.average.start(self._joined)
         with self._as_teacher():
             hidden = self._forward(backbone)[:, :-1]
             head = self._head()
@@ -135,13 +135,17 @@ class SelfTeacher(Teacher):
     @contextmanager
     def _as_teacher(self) -> Iterator[None]:
         """The student with the teacher's weights, in evaluation mode, without gradient; then as it was."""
-        if self._student is None:
-            _unjoined()
-        with torch.no_grad(), _evaluating(self._student), self._weights():
+        with torch.no_grad(), _evaluating(self._joined), self._weights():
             yield
 
     def _weights(self) -> AbstractContextManager[None]:
-        return _adapter_off(self._student) if self.average is None else self.average.swapped_into(self._student)
+        return _adapter_off(self._joined) if self.average is None else self.average.swapped_into(self._joined)
+
+    @property
+    def _joined(self) -> Any:
+        if self._student is None:
+            raise TeacherError(f"{self} is a student in training; without one, name the model by path or hub name")
+        return self._student
 
     def shape(self) -> ModelShape:
         """The shape of the student."""
@@ -161,10 +165,6 @@ class SelfTeacher(Teacher):
                 written = generate_ids(self.model, batch, generation)
             for index, (ids, finished) in enumerate(written, start):
                 yield index, Completion(self._tokenizer.decode(ids, skip_special_tokens=True), finished)
-
-
-def _unjoined(*_: Any) -> None:
-    raise TeacherError("self:base and self:ema are a student in training; name the model itself, by path or hub name")
 
 
 def _check_adapter(student: Any) -> None:
