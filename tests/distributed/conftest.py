@@ -15,6 +15,8 @@ from trl_distill_plugins.cli import worker
 WORDS = ["the quick fox", "red or blue", "what is the capital of france", "yes", "the lazy dog jumps", "good or bad no"]
 STEPS = 3
 BATCH = 4  # rows in a global batch
+ADAPTER = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]}
+NEAR_ZERO = 1e-3  # relative: a KL that begins near 0 is a difference of much greater numbers
 
 
 class Run:
@@ -29,7 +31,9 @@ class Run:
         return [line[name] for line in self.steps]
 
     def weights(self) -> torch.Tensor:
-        return torch.cat([tensor.flatten() for tensor in load_file(self.folder / "model.safetensors").values()])
+        files = (self.folder / name for name in ("model.safetensors", "adapter_model.safetensors"))
+        (tensors,) = (load_file(file) for file in files if file.exists())
+        return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
 def greatest_difference(ours: Run, reference: Run) -> dict[str, float]:

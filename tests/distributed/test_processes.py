@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.cli.conftest import write_rows
-from tests.distributed.conftest import WORDS, greatest_difference
+from tests.distributed.conftest import ADAPTER, NEAR_ZERO, WORDS, greatest_difference
+from trl_distill_plugins.teachers.average import AVERAGE_FILE
 
 TEMPLATES = {"teacher_prompt_template": "the quick brown fox {input}", "student_prompt_template": "{input}"}
 TOLERANCE = 1e-5
@@ -59,3 +61,24 @@ def test_a_losss_state_and_schedules_move_alike_on_all_ranks(run_on, paired_rows
     for name in ("taid/t", "taid/trend", "jsd/beta"):
         assert two.curve(f"objective/{name}") == pytest.approx(one.curve(f"objective/{name}"), rel=TOLERANCE)
     assert one.curve("objective/taid/t")[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"teacher_model_name_or_path": "self:base", **ADAPTER},
+        {"teacher_model_name_or_path": "self:ema", "teacher_model_init_kwargs": {"decay": 0.5}, **ADAPTER},
+        {"teacher_model_name_or_path": "self:ema", "teacher_model_init_kwargs": {"decay": 0.5}},
+    ],
+    ids=["base", "average of the adapter", "average"],
+)
+def test_a_student_that_teaches_itself_has_one_curve(options, run_on, paired_rows):
+    options = {**TEMPLATES, "distill_alpha": 0.5, "save_strategy": "steps", "save_steps": 3, **options}
+    one, two = run_on(1, paired_rows, **options), run_on(2, paired_rows, **options)
+    differences = greatest_difference(two, one)
+    assert differences.pop("teacher_kl") < NEAR_ZERO
+    assert max(differences.values()) < TOLERANCE
+    if "teacher_model_init_kwargs" in options:
+        ours, expected = (load_file(run.folder / "checkpoint-3" / AVERAGE_FILE) for run in (two, one))
+        assert ours.keys() == expected.keys()
+        assert max((ours[name] - tensor).abs().max().item() for name, tensor in expected.items()) < TOLERANCE

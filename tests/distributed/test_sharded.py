@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.distributed.conftest import greatest_difference
+from tests.distributed.conftest import ADAPTER, NEAR_ZERO, greatest_difference
 from trl_distill_plugins.trainers.projectors import PROJECTORS_FILE
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
@@ -79,7 +80,7 @@ def test_fsdp2(run_sharded):
     assert max(run_sharded("fsdp2", "FSDP").values()) < TOLERANCE
 
 
-@pytest.mark.parametrize(
+SHARDINGS = pytest.mark.parametrize(
     ("config", "sharding"),
     [
         pytest.param("deepspeed_zero2", "DEEPSPEED", marks=needs_deepspeed),
@@ -87,6 +88,9 @@ def test_fsdp2(run_sharded):
         ("fsdp2", "FSDP"),
     ],
 )
+
+
+@SHARDINGS
 def test_projectors_are_saved_whole_and_resumed(config, sharding, shard, run_on, paired_rows):
     options = {"losses": ["hidden_mse"], "save_strategy": "steps", "save_steps": 1}
     one, two = run_on(1, paired_rows, **options), shard(config, sharding, paired_rows, **options)
@@ -98,3 +102,36 @@ def test_projectors_are_saved_whole_and_resumed(config, sharding, shard, run_on,
         ours, expected = (load_file(r.folder / "checkpoint-3" / PROJECTORS_FILE) for r in (run, one))
         assert ours.keys() == expected.keys()
         assert max((ours[name] - weight).abs().max().item() for name, weight in expected.items()) < TOLERANCE
+
+
+@SHARDINGS
+@pytest.mark.parametrize("rows", ["paired_rows", "bare_rows"])
+def test_a_student_is_taught_by_its_own_base(rows, config, sharding, shard, run_on, request):
+    options = {**TEMPLATES, **ADAPTER, "teacher_model_name_or_path": "self:base", "distill_alpha": 0.5}
+    options |= {"max_new_tokens": 4, "generation_batch_size": 1}
+    file = request.getfixturevalue(rows)
+    differences = greatest_difference(shard(config, sharding, file, **options), run_on(1, file, **options))
+    assert differences.pop("teacher_kl") < NEAR_ZERO
+    assert max(differences.values()) < TOLERANCE
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("adapter", [{}, ADAPTER], ids=["all weights", "adapter"])
+def test_zero2_averages_the_student(adapter, shard, run_on, paired_rows):
+    options = {**TEMPLATES, **adapter, "teacher_model_name_or_path": "self:ema", "distill_alpha": 0.5}
+    options |= {"teacher_model_init_kwargs": {"decay": 0.5}, "save_strategy": "steps", "save_steps": 2}
+    one, two = run_on(1, paired_rows, **options), shard("deepspeed_zero2", "DEEPSPEED", paired_rows, **options)
+    checkpoint = str(two.folder / "checkpoint-2")
+    resumed = shard("deepspeed_zero2", "DEEPSPEED", paired_rows, **options, resume_from_checkpoint=checkpoint)
+    differences = greatest_difference(two, one)
+    assert differences.pop("teacher_kl") < NEAR_ZERO
+    assert max(differences.values()) < TOLERANCE
+    assert torch.equal(resumed.weights(), two.weights())
+
+
+@pytest.mark.parametrize(
+    ("config", "sharding"), [pytest.param("deepspeed_zero3", "DEEPSPEED", marks=needs_deepspeed), ("fsdp2", "FSDP")]
+)
+def test_an_average_of_split_weights_is_refused(config, sharding, shard, paired_rows):
+    with pytest.raises(AssertionError, match="self:ema averages whole weights, which ZeRO-3 and FSDP split"):
+        shard(config, sharding, paired_rows, teacher_model_name_or_path="self:ema")

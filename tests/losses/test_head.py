@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.head import LMHead
 
 SMALL = {
@@ -48,6 +50,58 @@ def test_head_gives_the_models_own_logits(family):
         expected = model(ids).logits
         hidden = model.base_model(ids).last_hidden_state
         torch.testing.assert_close(LMHead.of(model)(hidden), expected)
+
+
+@pytest.fixture
+def with_adapter(tiny_causal_lm):
+    """`with_adapter(**options)`: a model with an adapter on its head that is of effect."""
+
+    def make(**options):
+        torch.manual_seed(0)
+        model = tiny_causal_lm(0).double()
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(384, dtype=torch.float64))
+        return get_peft_model(model, LoraConfig(**{"r": 4, "init_lora_weights": False} | options))
+
+    return make
+
+
+def test_lora_on_the_head_is_part_of_it_and_gets_its_gradient(with_adapter):
+    model = with_adapter(target_modules=["lm_head", "q_proj"])
+    causal_lm, ids = model.get_base_model(), torch.randint(3, 380, (2, 5))
+    adapter = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def logits_and_gradient(logits):
+        logits.square().sum().backward()
+        gradient = {name: weight.grad for name, weight in adapter.items()}
+        model.zero_grad()
+        return [logits, *gradient.values()]
+
+    expected = logits_and_gradient(model(ids).logits)
+    ours = logits_and_gradient(LMHead.of(causal_lm)(causal_lm.base_model(ids).last_hidden_state))
+    torch.testing.assert_close(ours, expected)
+    with model.disable_adapter():
+        assert LMHead.of(causal_lm).weight is causal_lm.lm_head.base_layer.weight
+    model.merge_adapter()
+    torch.testing.assert_close(LMHead.of(causal_lm)(causal_lm.base_model(ids).last_hidden_state), expected[0])
+
+
+def test_a_head_that_trains_as_a_whole_is_read_as_it_is(with_adapter):
+    model = with_adapter(target_modules=["q_proj"], modules_to_save=["lm_head"]).get_base_model()
+    assert LMHead.of(model).weight is model.lm_head.modules_to_save["default"].weight
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head"], "use_dora": True},
+        {"target_modules": ["lm_head"], "lora_bias": True},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [1, 2]}},
+    ],
+    ids=["dora", "bias", "tokens"],
+)
+def test_other_adapters_on_the_head_are_refused(options, with_adapter):
+    with pytest.raises(ConfigError, match="is on the head, where only plain LoRA can be"):
+        LMHead.of(with_adapter(**options).get_base_model())
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -53,6 +53,11 @@ def main(argv: list[str]) -> int:
     arguments, training, model, cache = parse_arguments(argv, CacheArguments)
     if arguments.trainer != "sft":
         raise ConfigError("a cache holds what a teacher says of texts that are there before training; set trainer: sft")
+    if str(training.teacher_model_name_or_path).startswith("self:"):
+        raise ConfigError(
+            f"{training.teacher_model_name_or_path} is the student in training; what it says before that is cached by "
+            f"its path, teacher_model_name_or_path: {model.model_name_or_path}"
+        )
     selection = cache.selection
     trainer = make_trainer(arguments, training, model)
     return _build(trainer, training, Path(str(folder)), selection, repair=cache.repair)

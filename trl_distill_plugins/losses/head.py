@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_distill_plugins.errors import ConfigError
+
 # Names under which model configs keep a factor on the logits (Cohere, Muse, Falcon-H1).
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 
@@ -28,11 +30,15 @@ class LMHead:
 
     @classmethod
     def of(cls, model: Any) -> "LMHead":
-        """Read the head off a transformers causal language model."""
+        """Read the head off a transformers causal language model, with the LoRA on it added to its weight.
+
+        Raises:
+            ConfigError: another kind of adapter is on the head.
+        """
         head = model.get_output_embeddings()
         config = model.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(head.weight, getattr(head, "bias", None), _scale_of(config), softcap)
+        return cls(_weight_of(head), getattr(head, "bias", None), _scale_of(config), softcap)
 
     def with_tensors(self, weight: Tensor, bias: Tensor | None) -> "LMHead":
         """The same head over other tensors: gathered, cast or cut ones."""
@@ -54,6 +60,21 @@ class LMHead:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Project `[..., H]` to logits `[..., V]`."""
         return self.shape_logits(torch.nn.functional.linear(hidden, self.weight, self.bias))
+
+
+def _weight_of(head: Any) -> Tensor:
+    """The weight of a head that may carry an adapter (PEFT) which is in use."""
+    weight: Tensor = head.weight
+    if getattr(head, "disable_adapters", True) or hasattr(head, "modules_to_save"):
+        return weight  # a head of `modules_to_save` gives the weight that is in use
+    adapters = [name for name in head.active_adapters if name in getattr(head, "lora_A", ())]
+    plain = adapters and not any(name in head.lora_variant or head.lora_bias[name] for name in adapters)
+    if not plain:
+        raise ConfigError(
+            f"an adapter of {type(head).__name__} is on the head, where only plain LoRA can be (no use_dora, "
+            "lora_bias or trainable_token_indices); leave the head out, or train all of it (modules_to_save)"
+        )
+    return weight if head.merged else weight + sum(head.get_delta_weight(name) for name in adapters)
 
 
 def _scale_of(config: Any) -> float:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -100,6 +101,16 @@ class Teacher(ABC):
         """How this teacher is prompted, given `teacher_prompt_template`: several teachers in one, each as it likes."""
         return template
 
+    def join(self, student: nn.Module, forward: Callable[..., Any], *, is_sharded: bool) -> None:  # noqa: B027
+        """Meet the student, once, before anything else is asked; for a teacher that is made of it.
+
+        Args:
+            student: the model that trains, in its adapter (PEFT) but in no wrapper (DDP, FSDP, DeepSpeed).
+            forward: `forward(function, *args)` calls `function` as a forward of the student, where its weights are
+                whole and under the run's autocast. Only once training or an evaluation has begun.
+            is_sharded: whether the weights are split over the processes everywhere else.
+        """
+
     @abstractmethod
     def prepare(self, place: Callable[[nn.Module], nn.Module]) -> None:
         """Put every model the teacher holds through `place`, which shards it or moves it to its device."""
@@ -131,6 +142,15 @@ class Teacher(ABC):
     def show_layers(self, request: LayerRequest) -> None:
         """Put these layers into each signal from now on. A teacher that cannot raises `TeacherError`."""
         raise TeacherError(_no_layers(self))
+
+    def after_step(self) -> None:  # noqa: B027 - for a teacher that moves
+        """Called after each optimizer step, on every process, where the losses need the teacher."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027 - for a teacher with a state
+        """Write the teacher's state, if it has one, to a checkpoint. One process calls it."""
+
+    def load(self, folder: Path) -> None:  # noqa: B027 - for a teacher with a state
+        """Take over what `save` wrote. Every process calls it, before training resumes."""
 
 
 def _no_layers(teacher: Teacher) -> str:

@@ -33,7 +33,7 @@ from trl_distill_plugins.trainers.preconditions import (
 )
 from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
-from trl_distill_plugins.trainers.student_pass import TrainedPositions, student_pass
+from trl_distill_plugins.trainers.student_pass import TrainedPositions, join_teacher, student_pass
 from trl_distill_plugins.trainers.teacher_health import check_finite
 from trl_distill_plugins.trainers.views import ViewPreparation
 
@@ -118,6 +118,8 @@ class DistillationMixin:
     def _finish_init(self: Any, objective: Objective | None, teacher: Teacher | None, builds_views: bool) -> None:
         if objective is not None:
             refuse_unsupported(self)
+            if teacher is not None:
+                join_teacher(self, teacher)
             self.hidden_terms = HiddenTerms(objective, teacher, self)
         self.objective, self.teacher = objective, teacher
         if teacher is not None and aligns(objective, teacher):
@@ -136,7 +138,8 @@ class DistillationMixin:
         # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
         self._figures = {mode: self._new_figures() for mode in ("train", "eval")}
-        self._progress = ObjectiveProgress(objective, lambda sums: self.accelerator.reduce(sums, "sum"))
+        needed = teacher if objective.needs_teacher else None
+        self._progress = ObjectiveProgress(objective, needed, lambda sums: self.accelerator.reduce(sums, "sum"))
         self.add_callback(self._progress)
         self._seen_tokens = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
 

@@ -1,18 +1,21 @@
-"""One pass of the student over a batch: backbone, head and objective, inside the forward of the model's wrapper."""
+"""Passes inside the forward of the student's wrapper: the student's own over a batch, and a teacher's made of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from trl_distill_plugins.losses.chunked import ObjectiveOutput, chunked_objective
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 
 
@@ -87,3 +90,21 @@ def _whole_signal(signal: TeacherSignal | None) -> Iterator[TeacherSignal | None
                 yield signal.map(whole)
             case _:
                 yield signal
+
+
+def join_teacher(trainer: Any, teacher: Teacher) -> None:
+    """Show the trainer's student to `teacher`, with the way to a pass of its own over it."""
+
+    def forward(function: Callable[..., Any], *args: Any) -> Any:
+        wrapper = trainer.model_wrapped
+        if isinstance(wrapper, DistributedDataParallel):  # without gradient, there is nothing for it to do
+            wrapper = wrapper.module
+
+        def under_autocast(*inputs: Any) -> Any:
+            with trainer.accelerator.autocast():
+                return function(*inputs)
+
+        return trl_compat.run_inside_forward(wrapper, trainer.accelerator.unwrap_model(wrapper), under_autocast, *args)
+
+    is_sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    teacher.join(trainer.accelerator.unwrap_model(trainer.model), forward, is_sharded=is_sharded)
