@@ -13,7 +13,7 @@ from trl_distill_plugins.teachers.cache.store import CacheStore
 
 KILLS = 50
 START_UP = 8.0  # seconds, about: one kill in five comes before the teacher is asked
-BUILDING = 1.5  # seconds after the first question in which all others come, some four shards
+BUILDING = 3.0  # seconds after the first question in which all others come, some shards long
 BUILD = [sys.executable, "-m", "trl_distill_plugins.cli.cache_build"]  # what the command starts, without the launcher
 
 
@@ -45,7 +45,7 @@ class Builder:
 
 @pytest.mark.heavy
 def test_a_builder_killed_at_50_moments_makes_the_cache_of_one_that_was_not(options, write_config, tmp_path):
-    words = "one two three four five six seven eight nine ten".split()
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     texts = [{"prompt": f"{n} plus", "completion": " ".join(words[: n % 10 + 1])} for n in range(256 * 24)]
     rows = write_rows(tmp_path / "many.jsonl", texts)
     many = {**options, "output_dir": None, "dataset_name": str(rows), "per_device_eval_batch_size": 16, "top_k": 20}
@@ -61,6 +61,7 @@ def test_a_builder_killed_at_50_moments_makes_the_cache_of_one_that_was_not(opti
         if Builder(config(torn), tmp_path / "log").killed(rng):
             kills += 1
             partly.add(len(CacheStore(torn)) if (torn / "header.json").exists() else 0)
+            print(f"kill {kills}, {max(partly)} texts", flush=True)
         else:
             assert CacheStore(torn).content_digest() == whole.content_digest()
             finished += 1

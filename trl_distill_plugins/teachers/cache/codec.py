@@ -95,8 +95,8 @@ def decode(blob: memoryview | bytes) -> SparseSignal:
         weights = torch.from_numpy((_spread(codes.draws[by_position] + 1, named, 0) / header.draws).astype(np.float32))
         if not header.has_log_probs:
             return SparseSignal(ids, weights.log(), weights)
-    values = _spread(codes.values[by_position] * 2.0**-header.value_bits, named, -np.inf)
-    log_probs = _log_probs(values, codes.masses[:, None] * 2.0**-header.value_bits)
+    step = np.float64(2.0**-header.value_bits)
+    log_probs = _log_probs(_spread(codes.values[by_position] * step, named, -np.inf), codes.masses[:, None] * step)
     return SparseSignal(ids, torch.from_numpy(_rounded_down(log_probs)), weights)
 
 

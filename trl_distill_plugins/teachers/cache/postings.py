@@ -5,6 +5,7 @@ token by token, each one rising, as gaps: the distance from the number before in
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.teachers.cache.bits import Ints
@@ -43,7 +44,7 @@ def unpack_positions(gaps: Ints, counts: Ints, total: int) -> Ints:
     return _turned(positions, sizes, counts > sizes, total)
 
 
-def _turned(positions: Ints, sizes: Ints, turned: Ints, total: int) -> Ints:
+def _turned(positions: Ints, sizes: Ints, turned: NDArray[np.bool_], total: int) -> Ints:
     """The same lists, each one that is `turned` with all other positions in place of its own."""
     old, new = np.repeat(turned, sizes), np.repeat(turned, np.where(turned, total - sizes, sizes))
     others = np.ones((int(turned.sum()), total), np.bool_)
