@@ -58,7 +58,7 @@ def test_both_views_train_the_same_tokens_in_the_same_order(
     check_view(view["input_ids"], view["labels"], builder.student_prompt_ids(row), window)
     if student != teacher:
         assert trained(view["teacher_input_ids"], view["teacher_labels"]) == ids
-        check_view(view["teacher_input_ids"], view["teacher_labels"], builder.teacher_prompt_ids(row), teacher_window)
+        check_view(view["teacher_input_ids"], view["teacher_labels"], builder.teacher_prompt(row)[1], teacher_window)
     if not view["truncation"] & Truncation.COMPLETION:
         text = chat_tokenizer.decode(ids)
         is_chat = isinstance(student, list)
@@ -113,7 +113,7 @@ def test_rows_without_a_completion(plain_tokenizer):
     view = builder(row)
     assert set(view["labels"] + view["teacher_labels"]) == {-100}
     assert view["input_ids"] == builder.student_prompt_ids(row)[-4:]
-    assert view["teacher_input_ids"] == builder.teacher_prompt_ids(row)
+    assert view["teacher_input_ids"] == builder.teacher_prompt(row)[1]
     assert not builder.has_completion(row)
     assert builder.has_completion({"input": "a", "completion": "b"})
     strict = ViewBuilder(plain_tokenizer, teacher_template=template)

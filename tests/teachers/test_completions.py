@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trl_distill_plugins.errors import DataError
-from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
 
 GENERATION = Generation(max_new_tokens=8)
@@ -31,27 +31,26 @@ class Scribe(Teacher):
     def signal(self, inputs, trained):
         raise NotImplementedError
 
-    def generate(self, prompts, generation):
-        if len(self.batches) >= self.strength:
-            raise KeyboardInterrupt
-        self.batches.append(prompts)
-        return [Completion([2 * token for token in prompt], finished=len(prompt) < 4) for prompt in prompts]
-
-
-class Spelling:
-    """Ids to text: the numbers themselves."""
-
-    @staticmethod
-    def decode(ids, skip_special_tokens=False):
-        return " ".join(map(str, ids))
+    def generate(self, prompts, generation, batch_size):
+        for start in range(0, len(prompts), batch_size):
+            if len(self.batches) >= self.strength:
+                raise KeyboardInterrupt
+            batch = [prompt.token_ids for prompt in prompts[start : start + batch_size]]
+            self.batches.append(batch)
+            for index, ids in reversed(list(enumerate(batch, start))):  # any order will do
+                yield index, Completion(" ".join(str(2 * token) for token in ids), finished=len(ids) < 4)
 
 
 def requests(*prompts, generation=GENERATION):
-    return [make_request(list(prompt), f"row {prompt}", "t", generation) for prompt in prompts]
+    return [make_request(prompt_of(*prompt), f"row {prompt}", "t", generation) for prompt in prompts]
+
+
+def prompt_of(*ids):
+    return TeacherPrompt(f"text of {ids}", list(ids))
 
 
 def write(store, wanted, teacher, batch_size=2):
-    return write_completions(wanted, teacher, Spelling, GENERATION, store, batch_size=batch_size, description="test")
+    return write_completions(wanted, teacher, GENERATION, store, batch_size=batch_size, description="test")
 
 
 PROMPTS = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 9)]
@@ -108,15 +107,15 @@ def test_a_broken_line_is_named_and_nothing_is_lost(tmp_path):
 
 def test_another_teacher_or_other_sampling_writes_again():
     changed = {
-        make_request([1], "x", "t", GENERATION).key,
-        make_request([1], "x", "other", GENERATION).key,
-        make_request([1], "x", "t", Generation(max_new_tokens=9)).key,
-        make_request([1], "x", "t", Generation(max_new_tokens=8, temperature=1.0)).key,
-        make_request([1], "x", "t", GENERATION, repeat=1).key,
-        make_request([2], "x", "t", GENERATION).key,
+        make_request(prompt_of(1), "x", "t", GENERATION).key,
+        make_request(prompt_of(1), "x", "other", GENERATION).key,
+        make_request(prompt_of(1), "x", "t", Generation(max_new_tokens=9)).key,
+        make_request(prompt_of(1), "x", "t", Generation(max_new_tokens=8, temperature=1.0)).key,
+        make_request(prompt_of(1), "x", "t", GENERATION, repeat=1).key,
+        make_request(prompt_of(2), "x", "t", GENERATION).key,
     }
     assert len(changed) == 6
-    assert make_request([1], "shown otherwise", "t", GENERATION).key in changed
+    assert make_request(prompt_of(1), "shown otherwise", "t", GENERATION).key in changed
 
 
 def test_equal_prompts_are_completed_once(tmp_path):

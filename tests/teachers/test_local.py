@@ -9,8 +9,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from trl_distill_plugins.errors import TeacherError
 from trl_distill_plugins.teachers import make_teacher
-from trl_distill_plugins.teachers.base import Completion, Generation
-from trl_distill_plugins.teachers.local import LocalTeacher, check_same_tokens, generate
+from trl_distill_plugins.teachers.base import Generation
+from trl_distill_plugins.teachers.local import LocalTeacher, check_same_tokens, generate_ids
 
 
 @pytest.fixture
@@ -63,20 +63,20 @@ def test_a_teacher_is_returned_as_it_is(tiny_causal_lm):
 @pytest.mark.parametrize("temperature", [0.0, 1e-4])
 def test_batched_completions_are_each_prompts_own(tiny_causal_lm, prompts, temperature):
     model = tiny_causal_lm(2).eval()
-    batch = generate(model, prompts, Generation(max_new_tokens=7, temperature=temperature))
-    for prompt, completion in zip(prompts, batch, strict=True):
+    batch = generate_ids(model, prompts, Generation(max_new_tokens=7, temperature=temperature))
+    for prompt, (completion, _) in zip(prompts, batch, strict=True):
         ids = torch.tensor([prompt])
         alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=7, do_sample=False)
-        assert completion.token_ids == alone[0, len(prompt) :].tolist()
+        assert completion == alone[0, len(prompt) :].tolist()
 
 
 def test_a_completion_ends_before_the_end_token(tiny_causal_lm, prompts):
     model = copy.deepcopy(tiny_causal_lm(2)).eval()
-    free = generate(model, prompts[:1], Generation(max_new_tokens=7))[0]
-    assert not free.finished
-    model.generation_config.eos_token_id = free.token_ids[3]
-    first = free.token_ids.index(free.token_ids[3])
-    assert generate(model, prompts[:1], Generation(max_new_tokens=7)) == [Completion(free.token_ids[:first], True)]
+    [(free, finished)] = generate_ids(model, prompts[:1], Generation(max_new_tokens=7))
+    assert not finished
+    model.generation_config.eos_token_id = free[3]
+    first = free.index(free[3])
+    assert generate_ids(model, prompts[:1], Generation(max_new_tokens=7)) == [(free[:first], True)]
 
 
 def tokenizer(**vocab):

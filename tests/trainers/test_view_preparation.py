@@ -50,9 +50,9 @@ class Counting(LocalTeacher):
 
     completed = 0
 
-    def generate(self, prompts, generation):
+    def generate(self, prompts, generation, batch_size):
         self.completed += len(prompts)
-        return super().generate(prompts, generation)
+        return super().generate(prompts, generation, batch_size)
 
 
 def test_the_same_arguments_again_take_completions_from_the_file(make, bare, tiny_causal_lm):

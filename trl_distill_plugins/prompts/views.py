@@ -94,10 +94,11 @@ class ViewBuilder:
         source = self._source(row, where)
         return self.encoder.generation_ids(_prompt(self.student_template, source), source)
 
-    def teacher_prompt_ids(self, row: Mapping[str, Any], where: str = "row") -> list[int]:
-        """Ids the teacher generates from, not cut to any window."""
+    def teacher_prompt(self, row: Mapping[str, Any], where: str = "row") -> tuple[Prompt, list[int]]:
+        """What the teacher generates from, not cut to any window, and its ids."""
         source = self._source(row, where)
-        return self.encoder.generation_ids(_prompt(self.teacher_template, source), source)
+        prompt = _prompt(self.teacher_template, source)
+        return prompt, self.encoder.generation_ids(prompt, source)
 
     def _source(self, row: Mapping[str, Any], where: str) -> SourceRow:
         return SourceRow(row, where, self.input_column)

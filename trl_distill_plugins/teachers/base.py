@@ -1,7 +1,7 @@
 """What a teacher is: something that gives a signal at the trained positions and, if it can, writes completions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from trl_distill_plugins.losses.layers import LayerRequest, ModelShape
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.losses.tiles import TeacherForm
+from trl_distill_plugins.prompts.rows import Prompt
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,23 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class TeacherPrompt:
+    """A prompt to continue, in two forms; a teacher takes the one it works with.
+
+    Args:
+        source: text or chat messages, `teacher_prompt_template` filled in.
+        token_ids: the same in ids of the student's tokenizer, `[T]`.
+    """
+
+    source: Prompt
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a teacher wrote after one prompt. `finished` is False where `max_new_tokens` cut it off."""
 
-    token_ids: list[int]
+    text: str
     finished: bool
 
 
@@ -59,7 +73,8 @@ class Teacher(ABC):
 
     @abstractmethod
     def check_student(self, tokenizer: Any) -> None:
-        """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`."""
+        """Raise `TeacherError` unless the teacher's signal is about the tokens of the student's `tokenizer`. Called
+        before `signal` and `generate`, which are given ids of this tokenizer."""
 
     def check_prompt(self, template: Any) -> None:  # noqa: B027 - most teachers have nothing to check
         """Raise `TeacherError` if the teacher cannot answer prompts of `teacher_prompt_template` as the config has it;
@@ -83,8 +98,11 @@ class Teacher(ABC):
         """
 
     @abstractmethod
-    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
-        """Continue each prompt, given as token ids of the student's tokenizer. One batch; order kept."""
+    def generate(
+        self, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue the prompts, `batch_size` at a time; yield the index of each with what was written as soon as it is
+        there, in any order. What was yielded is kept, whatever happens next."""
 
     def shape(self) -> ModelShape:
         """The shape of the teacher's model. One that cannot `show_layers` raises `TeacherError`."""

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from trl_distill_plugins.errors import DataError
-from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 
 FILE_NAME = "teacher_completions.jsonl"
 
@@ -27,29 +27,29 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to complete: what the teacher is given, `[T]` token ids, and what the record shows of it."""
+    """A prompt to complete, and what the record shows of it."""
 
     key: str
-    prompt_ids: list[int]
+    prompt: TeacherPrompt
     shown: Any
 
 
-def make_request(prompt_ids: list[int], shown: Any, teacher: str, generation: Generation, repeat: int = 0) -> Request:
+def make_request(prompt: TeacherPrompt, shown: Any, teacher: str, generation: Generation, repeat: int = 0) -> Request:
     """A request whose key changes with anything that changes the completion.
 
     Args:
-        prompt_ids: the teacher's prompt, `[T]` token ids.
+        prompt: what the teacher is given.
         shown: what the record shows as the prompt: the row's own, without the teacher's template.
         teacher: the teacher's name.
         generation: how it writes.
         repeat: tells apart equal prompts that are to be sampled more than once.
     """
-    content = json.dumps([teacher, prompt_ids, asdict(generation), repeat])
-    return Request(hashlib.sha256(content.encode()).hexdigest()[:32], prompt_ids, shown)
+    content = json.dumps([teacher, asdict(prompt), asdict(generation), repeat])
+    return Request(hashlib.sha256(content.encode()).hexdigest()[:32], prompt, shown)
 
 
 class CompletionStore:
-    """`teacher_completions.jsonl` in the output folder: one JSON object a line, written batch by batch.
+    """`teacher_completions.jsonl` in the output folder: one JSON object a line, written as they come.
 
     Each rank appends to a file of its own; `merge` joins them. A last line torn by a crash is dropped.
     """
@@ -70,7 +70,7 @@ class CompletionStore:
         return {record["key"]: record for part in self._parts() for record in _records(part)}
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Write a batch, and have it on the disk when this returns."""
+        """Write records, and have them on the disk when this returns."""
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         part = self._part(self.ranks.index)
         with part.open("ab", buffering=0) as file:
@@ -121,7 +121,6 @@ def _records(part: Path) -> list[dict[str, Any]]:
 def write_completions(
     requests: Sequence[Request],
     teacher: Teacher,
-    tokenizer: Any,
     generation: Generation,
     store: CompletionStore,
     *,
@@ -132,7 +131,7 @@ def write_completions(
 
     A record holds key, prompt, completion, finish_reason (`stop`, or `length` where `max_new_tokens` cut it off) and
     the sampling parameters. The longest prompts go first, so that memory runs out at once or not at all. Every rank
-    takes every n-th request. Ctrl-C or a crash loses at most the batch in flight.
+    takes every n-th request. Ctrl-C or a crash loses at most the batches in flight.
 
     Raises:
         DataError: the store's file holds a line that is not JSON.
@@ -141,15 +140,13 @@ def write_completions(
     store.ranks.wait()
     done = store.read()
     missing = {request.key: request for request in requests if request.key not in done}
-    ordered = sorted(missing.values(), key=lambda request: (-len(request.prompt_ids), request.key))
+    ordered = sorted(missing.values(), key=lambda request: (-len(request.prompt.token_ids), request.key))
     mine = ordered[store.ranks.index :: store.ranks.count]
     store.ranks.wait()
     with tqdm(total=len(mine), desc=description, unit="row", disable=not mine or store.ranks.index != 0) as progress:
-        for start in range(0, len(mine), batch_size):
-            batch = mine[start : start + batch_size]
-            completions = teacher.generate([request.prompt_ids for request in batch], generation)
-            store.append(map(_record_maker(tokenizer, generation), batch, completions))
-            progress.update(len(batch))
+        for index, completion in teacher.generate([request.prompt for request in mine], generation, batch_size):
+            store.append([_record(mine[index], completion, generation)])
+            progress.update()
     store.ranks.wait()
     store.merge()
     store.ranks.wait()
@@ -157,14 +154,11 @@ def write_completions(
     return [done[request.key] for request in requests]
 
 
-def _record_maker(tokenizer: Any, generation: Generation) -> Any:
-    def record(request: Request, completion: Completion) -> dict[str, Any]:
-        return {
-            "key": request.key,
-            "prompt": request.shown,
-            "completion": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
-            "finish_reason": "stop" if completion.finished else "length",
-            **asdict(generation),
-        }
-
-    return record
+def _record(request: Request, completion: Completion, generation: Generation) -> dict[str, Any]:
+    return {
+        "key": request.key,
+        "prompt": request.shown,
+        "completion": completion.text,
+        "finish_reason": "stop" if completion.finished else "length",
+        **asdict(generation),
+    }

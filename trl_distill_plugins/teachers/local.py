@@ -1,6 +1,6 @@
 """A teacher in this process's memory: any transformers causal language model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from trl_distill_plugins.errors import TeacherError, load_failure
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.layers import LayerRequest, LayerStates, ModelShape
 from trl_distill_plugins.losses.signals import DenseSignal
-from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 
 
 class LocalTeacher(Teacher):
@@ -39,6 +39,7 @@ class LocalTeacher(Teacher):
         self.model.eval().requires_grad_(False)
         self._module: Any = self.model
         self._request = LayerRequest()
+        self._tokenizer: Any = None
 
     @property
     def module(self) -> nn.Module:
@@ -56,6 +57,7 @@ class LocalTeacher(Teacher):
 
     def check_student(self, tokenizer: Any) -> None:
         """Raise `TeacherError` unless both tokenizers agree and both models cover the student's tokens."""
+        self._tokenizer = tokenizer
         width = self.model.config.get_text_config().vocab_size
         if len(tokenizer) > width:
             raise TeacherError(
@@ -103,9 +105,14 @@ class LocalTeacher(Teacher):
         """Keep the outputs of these layers whenever the backbone runs."""
         self._request = request
 
-    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
-        """Continue the prompts in one left-padded batch."""
-        return generate(self.model, prompts, generation)
+    def generate(
+        self, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
+    ) -> Iterator[tuple[int, Completion]]:
+        """Continue the prompts in left-padded batches."""
+        for start in range(0, len(prompts), batch_size):
+            batch = [prompt.token_ids for prompt in prompts[start : start + batch_size]]
+            for index, (ids, finished) in enumerate(generate_ids(self.model, batch, generation), start):
+                yield index, Completion(self._tokenizer.decode(ids, skip_special_tokens=True), finished)
 
 
 def backbone_output(module: nn.Module, model: Any, inputs: dict[str, Any], **options: Any) -> Any:
@@ -123,8 +130,9 @@ def backbone_output(module: nn.Module, model: Any, inputs: dict[str, Any], **opt
     return caught[0]
 
 
-def generate(model: Any, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
-    """Continue `prompts` (token ids) with `model.generate`, in one left-padded batch, order kept."""
+def generate_ids(model: Any, prompts: Sequence[list[int]], generation: Generation) -> list[tuple[list[int], bool]]:
+    """Continue `prompts` (token ids) with `model.generate`, in one left-padded batch, order kept; return the ids of
+    each completion, without the end token, and whether there was one."""
     eos = _eos_ids(model)
     pad = eos[0] if eos else 0
     ids, mask = left_pad(prompts, pad, model.get_input_embeddings().weight.device)
@@ -156,10 +164,10 @@ def _eos_ids(model: Any) -> list[int]:
     return [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
 
 
-def _cut(row: list[int], eos: list[int]) -> Completion:
-    """Cut a generated row before its first end token; the end token itself is not part of the completion."""
+def _cut(row: list[int], eos: list[int]) -> tuple[list[int], bool]:
+    """Cut a generated row before its first end token; say whether there was one."""
     ends = [position for position, token in enumerate(row) if token in eos]
-    return Completion(row[: ends[0]] if ends else row, finished=bool(ends))
+    return row[: ends[0]] if ends else row, bool(ends)
 
 
 def _without_peft_wrapper(model: Any) -> Any:

@@ -15,7 +15,7 @@ from trl_distill_plugins.prompts.packing import SEQ_LENGTHS, pack_views
 from trl_distill_plugins.prompts.preparing import prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
-from trl_distill_plugins.teachers.base import Generation, Teacher
+from trl_distill_plugins.teachers.base import Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, make_request, write_completions
 from trl_distill_plugins.trainers import trl_compat
 
@@ -106,12 +106,13 @@ class ViewPreparation:
         requests = []
         for index in rows:
             row = dataset[index]
-            ids = builder.teacher_prompt_ids(row, f"{name}, row {index + 1}")
+            prompt = TeacherPrompt(*builder.teacher_prompt(row, f"{name}, row {index + 1}"))
             # Sampling gives equal prompts completions of their own; the most likely one is the same each time.
-            repeat = repeats[tuple(ids)] if generation.temperature > 0 else 0
-            repeats[tuple(ids)] += 1
+            ids = tuple(prompt.token_ids)
+            repeat = repeats[ids] if generation.temperature > 0 else 0
+            repeats[ids] += 1
             shown = SourceRow(row, name, args.input_column).own_prompt()
-            requests.append(make_request(ids, shown, who, generation, repeat))
+            requests.append(make_request(prompt, shown, who, generation, repeat))
         accelerator = self.accelerator
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
         store = CompletionStore(Path(args.output_dir), ranks)
@@ -120,7 +121,6 @@ class ViewPreparation:
             return write_completions(
                 requests,
                 teacher,
-                self.tokenizer,
                 generation,
                 store,
                 batch_size=getattr(args, "generation_batch_size", args.per_device_eval_batch_size),

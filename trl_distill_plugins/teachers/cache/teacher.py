@@ -1,6 +1,6 @@
 """A teacher that was asked before: its signals come from a cache on disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trl_distill_plugins.errors import DataError, TeacherError
 from trl_distill_plugins.losses.sparse import SparseSignal
-from trl_distill_plugins.teachers.base import Completion, Generation, Teacher
+from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.cache.codec import decode
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of
 from trl_distill_plugins.teachers.cache.header import FORMAT, tokenizer_fingerprint
@@ -86,7 +86,9 @@ class CachedTeacher(Teacher):
             "build` with this run's options adds what is missing"
         )
 
-    def generate(self, prompts: Sequence[list[int]], generation: Generation) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
+    ) -> Iterator[tuple[int, Completion]]:
         """Give the completions again that were written while the cache was built."""
         name = self._store.header["teacher"]
         found = [self._records.get(make_request(prompt, None, name, generation).key) for prompt in prompts]
@@ -96,15 +98,13 @@ class CachedTeacher(Teacher):
                 f"{self} holds no completion for {lost} of {len(prompts)} prompts with {generation}; build it with the "
                 "same rows, template and generation options, or give the rows their completions"
             )
-        return [self._completion(record) for record in found if record is not None]
+        for index, record in enumerate(found):
+            if record is not None:
+                yield index, Completion(record["completion"], record["finish_reason"] == "stop")
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
         return CompletionStore(self._store.folder, Ranks()).read()
-
-    def _completion(self, record: dict[str, Any]) -> Completion:
-        ids = self._tokenizer(record["completion"], add_special_tokens=False)["input_ids"]
-        return Completion(ids, record["finish_reason"] == "stop")
 
 
 def _joined(signals: list[SparseSignal]) -> SparseSignal:
