@@ -22,7 +22,7 @@ test: $(STAMP)
 test-distributed: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m heavy tests/distributed
 
-# `cache build` killed at 50 random moments. Some ten minutes.
+# `cache build` killed at 50 random moments. Ten minutes and more.
 test-kills: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m heavy --timeout 3600 tests/cli/test_cache_kills.py
 

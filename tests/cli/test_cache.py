@@ -179,4 +179,7 @@ def test_the_command_lists_its_subcommands(capsys):
     assert main(["cache", "--help"]) == 0
     assert "trl-distill cache verify DIR" in capsys.readouterr().out
     assert main(["cache", "bild"]) == 2
-    assert "did you mean 'build'? Subcommands: build, inspect, verify, export, import, push, pull" in capsys.readouterr().err
+    assert (
+        "did you mean 'build'? Subcommands: build, inspect, verify, export, import, push, pull"
+        in capsys.readouterr().err
+    )
