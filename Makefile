@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-distributed bench docs
+.PHONY: demo test test-distributed test-kills bench docs
 
 demo: $(STAMP)
 	$(BIN)/trl-distill demo
@@ -21,6 +21,10 @@ test: $(STAMP)
 # DeepSpeed ZeRO-2 and ZeRO-3 and FSDP2 on two CPU processes. Minutes.
 test-distributed: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m heavy tests/distributed
+
+# `cache build` killed at 50 random moments. Ten minutes and more.
+test-kills: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m heavy --timeout 3600 tests/cli/test_cache_kills.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/loss_engine.py

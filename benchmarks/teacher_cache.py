@@ -38,9 +38,12 @@ from trl_distill_plugins.teachers.cache.selection import Samples, Selection, Top
 
 RECORD_BYTES = 28  # key, end and checksum in the index of a shard
 CHOICES: list[Selection] = [
-    *(TopK(64), TopK(50), TopK(64, 0.98), TopK(64, 0.95), TopK(64, 0.9), TopK(32), TopK(16)),
+    *(TopK(128), TopK(64), TopK(50), TopK(32), TopK(16)),
+    *(TopK(256, mass=0.9), TopK(256, mass=0.75)),
+    *(TopK(256, min_prob=0.002), TopK(256, min_prob=0.0028), TopK(256, min_prob=0.004), TopK(256, min_prob=0.01)),
     *(Samples(50), Samples(20)),
 ]
+PUBLISHED = "for comparison, the published settings of DistillKit: k = 50 in 114 bytes, k = 128 in 300"
 
 
 @dataclass
@@ -70,7 +73,7 @@ def errors(log_p: Tensor, signal: SparseSignal) -> tuple[float, float]:
     tails = [(-torch.expm1(part.logsumexp(-1).clamp_max(-1e-12))).log() for part in (exact, read)]
     inside = (exact.exp() * (exact - read).masked_fill(~named, 0)).sum(-1)
     even = tails[1] - (log_p.shape[1] - named.sum(-1)).log()
-    is_named = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, signal.ids, named)
+    is_named = torch.zeros_like(log_p).scatter_add(1, signal.ids, named.float()) > 0  # rows repeat an id that fills up
     outside = log_p.double().masked_fill(is_named, -torch.inf)
     spread = (outside.exp() * (outside - even.unsqueeze(1)).masked_fill(outside == -torch.inf, 0)).sum(-1)
     classes = inside + tails[0].exp() * (tails[0] - tails[1])
@@ -90,7 +93,8 @@ def measure(choice: Selection, texts: list[Tensor]) -> Figure:
     if isinstance(choice, Samples):
         return Figure(f"{choice.draws} draws", named, size, None, None, positions / seconds)
     kls = [sum(column) / positions for column in zip(*map(errors, texts, signals), strict=True)]
-    label = f"top {choice.k}" + (f", mass {choice.mass}" if choice.mass < 1 else "")
+    label = f"top {choice.k}" if not choice.min_prob else f"p above {choice.min_prob:g}"
+    label += f", mass {choice.mass}" if choice.mass < 1 else ""
     return Figure(label, named, size, *kls, positions / seconds)
 
 
@@ -115,6 +119,7 @@ def show(figures: list[Figure], speed: float) -> None:
         read = ("", "") if f.read is None else (f"{f.read:,.0f}", f"{f.read / speed:.0f}x")
         table.add_row(f.kept, f"{f.tokens:.1f}", f"{f.bytes:.1f}", *kls, *read)
     Console(width=100).print(table)
+    print(PUBLISHED)
 
 
 def main() -> None:

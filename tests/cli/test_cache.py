@@ -62,6 +62,13 @@ def test_packing_and_shuffling_find_the_same_texts(changes, build, train_here, o
     assert train_here(options | cached | changes) == 0
 
 
+def test_a_config_that_says_how_to_load_its_teacher_trains_from_the_cache(build, train_here, options, tmp_path):
+    loading = {"teacher_model_init_kwargs": {"dtype": "float32"}, "trust_remote_code": True}
+    assert build(tmp_path / "cache", **loading) == 0
+    flags = ["--teacher_model_name_or_path", f"cache:{tmp_path / 'cache'}"]
+    assert train_here(options | loading, *flags) == 0
+
+
 def test_bare_inputs_are_completed_while_building_and_not_again(build, train_here, options, tmp_path):
     bare = write_rows(tmp_path / "bare.jsonl", [{"input": text} for text in ("red or blue", "yes or no", "the dog")])
     rows = {"dataset_name": str(bare), "max_new_tokens": 5, **TEMPLATES}
@@ -128,6 +135,7 @@ def test_a_flipped_bit_is_named_and_repaired(build, train_here, options, tmp_pat
         ({"top_k": 0}, "top_k must be a number at least 1, got 0"),
         ({"top_k": 371}, "top_k is 371, and the teacher's vocabulary has 370 tokens"),
         ({"top_mass": 1.5}, "top_mass must be a number above 0 and at most 1, got 1.5"),
+        ({"min_prob": -0.1}, "min_prob must be a number at least 0 and at most 1, got -0.1"),
         ({"samples": 0}, "samples must be a number at least 1"),
         ({"trainer": "gkd"}, "a cache holds what a teacher says of texts that are there before training"),
         ({"teacher_model_name_or_path": "self:base"}, "is the student in training; what it says before that is cached"),
@@ -172,4 +180,7 @@ def test_the_command_lists_its_subcommands(capsys):
     assert main(["cache", "--help"]) == 0
     assert "trl-distill cache verify DIR" in capsys.readouterr().out
     assert main(["cache", "bild"]) == 2
-    assert "did you mean 'build'? Subcommands: build, inspect, verify" in capsys.readouterr().err
+    assert (
+        "did you mean 'build'? Subcommands: build, inspect, verify, export, import, push, pull"
+        in capsys.readouterr().err
+    )

@@ -13,6 +13,7 @@ from trl_distill_plugins.losses.sparse import merged_tile
 from trl_distill_plugins.losses.tiles import LogitsTile
 from trl_distill_plugins.teachers.cache import building
 from trl_distill_plugins.teachers.cache.building import fill_cache, unique
+from trl_distill_plugins.teachers.cache.codec import DEFAULT_VALUE_BITS
 from trl_distill_plugins.teachers.cache.documents import documents_of
 from trl_distill_plugins.teachers.cache.header import make_header
 from trl_distill_plugins.teachers.cache.selection import Samples, TopK
@@ -22,6 +23,7 @@ from trl_distill_plugins.teachers.completions import Ranks
 from trl_distill_plugins.teachers.local import LocalTeacher
 
 CPU = torch.device("cpu")
+STEP = 2.0**-DEFAULT_VALUE_BITS  # log-probs are kept to so many nats
 
 
 def padded(rows):
@@ -113,10 +115,10 @@ def test_all_tokens_kept_is_the_teacher_itself(loss, build, rows, model, tmp_pat
     value, gradient = loss_and_gradient(CachedTeacher(str(tmp_path)), padded(rows), loss)
     expected, expected_gradient = loss_and_gradient(LocalTeacher(model), padded(rows), loss)
     assert value.item() == pytest.approx(expected.item(), rel=2e-3)
-    assert (gradient - expected_gradient).norm() < 0.1 * expected_gradient.norm()  # log-probs are kept to 1/16 nat
+    assert (gradient - expected_gradient).norm() < 0.6 * STEP * expected_gradient.norm()
 
 
-@pytest.mark.parametrize("selection", [TopK(10), TopK(64, 0.9), Samples(20)], ids=str)
+@pytest.mark.parametrize("selection", [TopK(10), TopK(64, 0.9), TopK(64, min_prob=0.01), Samples(20)], ids=str)
 def test_what_is_read_is_what_the_teacher_said(selection, build, rows, model, tmp_path):
     """Within the rounding of stored log-probs; in any order and packing of the batch."""
     build(tmp_path, selection)
@@ -128,11 +130,14 @@ def test_what_is_read_is_what_the_teacher_said(selection, build, rows, model, tm
     assert signal.form == selection.form
     assert named.any(-1).all()
     exact = log_p.gather(-1, signal.ids)
-    assert (signal.log_probs - exact)[named].abs().max() < 0.1
+    assert (signal.log_probs - exact)[named].abs().max() < 1.5 * STEP
     if isinstance(selection, TopK):
         mass = log_p.exp().gather(-1, signal.ids).masked_fill(~named, 0).sum(-1)
         full = named.sum(-1) == selection.k
-        assert (full | (mass >= selection.mass - 1e-6)).all()
+        if selection.min_prob:
+            assert (named.sum(-1) == (log_p.exp() >= selection.min_prob).sum(-1).clamp(1, selection.k)).all()
+        else:
+            assert (full | (mass >= selection.mass - 1e-6)).all()
         smallest = exact.masked_fill(~named, torch.inf).min(-1, keepdim=True).values
         assert ((log_p > smallest + 1e-5).sum(-1) < named.sum(-1)).all(), "they are the likeliest ones"
     else:

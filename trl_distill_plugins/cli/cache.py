@@ -1,4 +1,4 @@
-"""`trl-distill cache`: build, inspect and verify what a teacher says about a dataset, kept on disk."""
+"""`trl-distill cache`: build, inspect, verify and share what a teacher says about a dataset, kept on disk."""
 
 import argparse
 import json
@@ -8,23 +8,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from trl_distill_plugins.cli import cache_dataset
 from trl_distill_plugins.errors import ConfigError, DataError, did_you_mean
 
-_HELP = """usage: trl-distill cache build --config FILE --cache_dir DIR [--top_k K] [--top_mass M] [--repair]
+_HELP = """usage: trl-distill cache build --config FILE --cache_dir DIR [--top_k K] [--min_prob P] [--repair]
        trl-distill cache build --config FILE --cache_dir DIR --samples N [--repair]
        trl-distill cache inspect DIR [--json]
        trl-distill cache verify DIR
+       trl-distill cache export DIR FOLDER     trl-distill cache import FOLDER DIR
+       trl-distill cache push DIR REPO         trl-distill cache pull REPO DIR
 
 build    ask the teacher of a training config about its rows, once; the same command resumes, and adds new rows
 inspect  whose word a cache holds, of how many texts and tokens, and in how many bytes
 verify   read everything and check it; `build --repair` makes damaged parts again
+export   write a cache as a Hugging Face dataset; import makes the cache of it again
+push     the same to a dataset on the hub, private if it is new; pull gets it from there
 
 Train with `teacher_model_name_or_path: cache:DIR`. `trl-distill cache build --help` lists every option."""
 
 
 def run(argv: list[str]) -> int:
     """Run a subcommand; return the exit code."""
-    commands = {"build": _build, "inspect": _inspect, "verify": _verify}
+    commands = {
+        "build": _build,
+        "inspect": _inspect,
+        "verify": _verify,
+        "export": cache_dataset.export_cache,
+        "import": cache_dataset.import_cache,
+        "push": cache_dataset.push_cache,
+        "pull": cache_dataset.pull_cache,
+    }
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0 if argv else 2

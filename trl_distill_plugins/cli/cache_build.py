@@ -27,6 +27,7 @@ class CacheArguments:
         cache_dir: the folder; what is in it already is not computed again.
         top_k: the likeliest tokens kept of each position, at most.
         top_mass: fewer are enough if they hold this much of the teacher's mass.
+        min_prob: tokens less likely than this are left out.
         samples: keep this many draws of each position in place of the likeliest tokens.
         repair: look for damaged shards first, and build them again.
     """
@@ -34,13 +35,14 @@ class CacheArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Folder of the cache."})
     top_k: int = field(default=64, metadata={"help": "Likeliest tokens kept of each position, at most."})
     top_mass: float = field(default=1.0, metadata={"help": "Fewer are enough if they hold this much of the mass."})
+    min_prob: float = field(default=0.0, metadata={"help": "Tokens less likely than this are left out."})
     samples: int | None = field(default=None, metadata={"help": "Keep so many draws in place of the likeliest tokens."})
     repair: bool = field(default=False, metadata={"help": "Look for damaged shards first, and build them again."})
 
     @property
     def selection(self) -> Selection:
         """Which tokens are kept."""
-        return TopK(self.top_k, self.top_mass) if self.samples is None else Samples(self.samples)
+        return TopK(self.top_k, self.top_mass, self.min_prob) if self.samples is None else Samples(self.samples)
 
 
 def main(argv: list[str]) -> int:

@@ -18,8 +18,9 @@ from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.cache import layout
 from trl_distill_plugins.teachers.cache.bits import Ints
 from trl_distill_plugins.teachers.cache.layout import Codes
+from trl_distill_plugins.teachers.cache.postings import pack_positions, unpack_positions
 
-DEFAULT_VALUE_BITS = 4
+DEFAULT_VALUE_BITS = 2
 
 _MAX_VALUE_BITS = 12
 _MAX_LOG_ODDS = 16.0
@@ -56,12 +57,17 @@ def encode(
     table, places = np.unique(ids[named], return_inverse=True)
     if len(table) and table[-1] >= vocabulary:
         raise DataError(f"the teacher names token {table[-1]}, and its vocabulary has {vocabulary}")
-    ends = named.sum(1).cumsum()
-    counted = _NONE if weights is None or draws is None else _counts(weights, named, draws)
-    masses, values = (_NONE, _NONE) if log_probs is None else _quantise(log_probs, named, value_bits)
-    codes = Codes(np.diff(ends, prepend=0) - 1, masses, _gaps(table, _NONE), _gaps(places, ends[:-1]), values, counted)
+    by_token = places.argsort(kind="stable")
+    counts = np.bincount(places, minlength=len(table))
+    counted = _NONE if weights is None or draws is None else _counts(weights, named, draws)[by_token]
+    masses, values = _NONE, _NONE
+    if log_probs is not None:
+        masses, values = _quantise(log_probs, named, value_bits)
+        values = values[by_token]
+    gaps = pack_positions(named.nonzero()[0][by_token], counts, len(named))
+    codes = Codes(counts - 1, masses, np.diff(table, prepend=-1) - 1, gaps, values, counted)
     flags = layout.SAMPLED * (draws is not None) + layout.WITH_LOG_PROBS * (log_probs is not None)
-    return layout.write(codes, flags, value_bits, vocabulary, draws or 0)
+    return layout.write(codes, flags, value_bits, len(named), vocabulary, draws or 0)
 
 
 def decode(blob: memoryview | bytes) -> SparseSignal:
@@ -73,18 +79,24 @@ def decode(blob: memoryview | bytes) -> SparseSignal:
         DataError: these bytes are not a whole document.
     """
     header, codes = layout.read(blob)
-    counts = codes.counts + 1
-    named = np.arange(counts.max(initial=0)) < counts[:, None]
-    places = np.cumsum(_spread(codes.gaps + 1, named, 0), axis=1) - 1
-    table = np.cumsum(codes.table + 1) - 1
-    if len(table) and not (places.max() < len(table) and table[-1] < header.vocabulary):
+    table, counts = np.cumsum(codes.table + 1) - 1, codes.counts + 1
+    if len(table) and table[-1] >= header.vocabulary:
         raise DataError("a record of the teacher cache is damaged: it names tokens outside the vocabulary")
-    ids, weights = torch.from_numpy(table[places]), None
+    positions = unpack_positions(codes.gaps, counts, header.positions)
+    sizes = np.bincount(positions, minlength=header.positions)
+    if not sizes.all():
+        raise DataError("a record of the teacher cache is damaged: it names no token at some position")
+    by_position = positions.astype(np.min_scalar_type(header.positions)).argsort(kind="stable")
+    named = np.arange(sizes.max(initial=0)) < sizes[:, None]
+    rows = np.full(named.shape, -1)
+    rows[named] = np.repeat(table, counts)[by_position]
+    ids, weights = torch.from_numpy(np.maximum.accumulate(rows, 1)), None
     if header.is_sampled:
-        weights = torch.from_numpy((_spread(codes.draws + 1, named, 0) / header.draws).astype(np.float32))
+        weights = torch.from_numpy((_spread(codes.draws[by_position] + 1, named, 0) / header.draws).astype(np.float32))
         if not header.has_log_probs:
             return SparseSignal(ids, weights.log(), weights)
-    log_probs = _log_probs(codes, named, 2.0**-header.value_bits)
+    step = np.float64(2.0**-header.value_bits)
+    log_probs = _log_probs(_spread(codes.values[by_position] * step, named, -np.inf), codes.masses[:, None] * step)
     return SparseSignal(ids, torch.from_numpy(_rounded_down(log_probs)), weights)
 
 
@@ -132,11 +144,9 @@ def _quantise(log_probs: Floats, named: Mask, value_bits: int) -> tuple[Ints, In
     return _rounded((_MAX_LOG_ODDS - odds[:, 0]) * scale), _rounded(values[named] * scale)
 
 
-def _log_probs(codes: Codes, named: Mask, step: float) -> Floats:
-    """`[N, k]`, -inf where not `named`."""
-    values = _spread(codes.values * step, named, -np.inf)
-    odds = _MAX_LOG_ODDS - codes.masses[:, None] * step
-    return values - _log_sum(values) - np.logaddexp(0, -odds)
+def _log_probs(values: Floats, masses: Floats) -> Floats:
+    """`[N, k]`, -inf where `values` are; `masses` is `[N, 1]`, both in nats."""
+    return values - _log_sum(values) - np.logaddexp(0, masses - _MAX_LOG_ODDS)
 
 
 def _log_sum(log_probs: Floats) -> Floats:
@@ -149,13 +159,6 @@ def _rounded_down(numbers: Floats) -> NDArray[np.float32]:
     """The next fp32 below each, so that a sum of probabilities stays below theirs."""
     rounded = numbers.astype(np.float32)
     return np.where(rounded > numbers, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-
-
-def _gaps(numbers: Ints, starts: Ints) -> Ints:
-    """How many integers lie between each of `numbers` and the one before, or 0 where a new run starts, `[M]`."""
-    before = np.concatenate([[-1], numbers[:-1]])[: len(numbers)]
-    before[starts] = -1
-    return numbers - before - 1
 
 
 def _spread(flat: NDArray[Any], named: Mask, filling: float) -> NDArray[Any]:

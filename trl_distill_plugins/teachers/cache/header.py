@@ -10,7 +10,7 @@ import torch
 from trl_distill_plugins.teachers.cache.selection import Selection
 
 # Of records and of what they are found by. A cache of another format is built anew.
-FORMAT = 1
+FORMAT = 2
 _SAMPLE = 1024
 
 

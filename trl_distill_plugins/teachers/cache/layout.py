@@ -3,15 +3,17 @@
 A header, then the integers below as Rice codes (`bits.py`), first the unary parts of all, then the low bits of all:
 
     header       32 bytes, little endian: see `Header`
-    counts       [n]  tokens that the position names, less 1
+    counts       [D]  how many positions name each of the D different tokens of the document, less 1
     masses       [n]  the odds of the mass that the position names (see `codec.py`)
-    table        [D]  the D different ids of the document, rising: each one's distance from the one before, less 1
-    gaps         [N]  the same of each position's places in that table, position by position
-    values       [N]  the log-probs of these tokens (see `codec.py`)
+    table        [D]  the ids of these tokens, rising: each one's distance from the one before, less 1
+    gaps         [S]  the positions that name each of them (see `postings.py`)
+    values       [N]  the log-probs of the named tokens, token by token (see `codec.py`)
     draws        [N]  how often each of them was drawn, less 1
 
-Masses and values are missing where the teacher's own log-probs are not known, draws where nothing was drawn. The header
-names the parameter of each kind; those of table and gaps follow from how many there are (`bits.gap_parameters`).
+Going token by token, a token that is named everywhere takes a bit a position at most, and a rare one little more than
+the choice of its positions. Masses and values are missing where the teacher's own log-probs are not known, draws where
+nothing was drawn. The header names the parameter of each kind; those of table and gaps follow from how many there are
+(`bits.gap_parameters`).
 """
 
 import struct
@@ -23,11 +25,12 @@ import numpy as np
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.teachers.cache import bits
 from trl_distill_plugins.teachers.cache.bits import Ints
+from trl_distill_plugins.teachers.cache.postings import listed
 
 SAMPLED, WITH_LOG_PROBS = 1, 2  # flags: one of them or both
 
 _MAGIC = b"TDPd"
-_VERSION = 1
+_VERSION = 2
 _MAX_PARAMETER = 32
 
 
@@ -70,11 +73,11 @@ class Codes:
     draws: Ints
 
 
-def write(codes: Codes, flags: int, value_bits: int, vocabulary: int, draws: int) -> bytes:
+def write(codes: Codes, flags: int, value_bits: int, positions: int, vocabulary: int, draws: int) -> bytes:
     """The bytes of a document."""
     everything = np.concatenate([codes.counts, codes.masses, codes.table, codes.gaps, codes.values, codes.draws])
     best = [bits.rice_parameter(kind) for kind in (codes.counts, codes.masses, codes.values, codes.draws)]
-    header = Header._make([flags, value_bits, *best, len(codes.counts), vocabulary, len(codes.table), draws, 0])
+    header = Header._make([flags, value_bits, *best, positions, vocabulary, len(codes.table), draws, 0])
     widths = _parameters(header, codes.counts + 1)
     unary = bits.pack_unary(everything >> widths)
     start = _START.pack(_MAGIC, _VERSION, *header._replace(unary_bytes=len(unary)))
@@ -90,11 +93,11 @@ def read(blob: memoryview | bytes) -> tuple[Header, Codes]:
     blob = memoryview(blob)
     header = _read_header(blob)
     unary, low = blob[_START.size :][: header.unary_bytes], blob[_START.size + header.unary_bytes :]
-    highs, n = bits.unpack_unary(unary), header.positions
-    if len(unary) < header.unary_bytes or len(highs) < n or 8 * len(low) < n * header.count_r:
+    highs, distinct = bits.unpack_unary(unary), header.distinct
+    if len(unary) < header.unary_bytes or len(highs) < distinct or 8 * len(low) < distinct * header.count_r:
         raise _broken("it is cut short")
-    counts = _joined(highs[:n], low, np.full(n, header.count_r))
-    if n and not 0 <= counts.max() < header.distinct <= header.vocabulary:
+    counts = _joined(highs[:distinct], low, np.full(distinct, header.count_r))
+    if distinct > header.vocabulary or counts.max(initial=0) >= max(header.positions, not distinct):
         raise _broken("its counts are out of range")
     sizes = _sizes(header, counts + 1)
     if len(highs) != sum(sizes):
@@ -124,20 +127,20 @@ def _joined(highs: Ints, low: memoryview, widths: Ints) -> Ints:
 
 
 def _sizes(header: Header, named: Ints) -> list[int]:
-    """How many integers of each kind a document has whose positions name that many tokens, `[n]`."""
-    n, total, known, drawn = header.positions, int(named.sum()), header.has_log_probs, header.is_sampled
-    return [n, n * known, header.distinct, total, total * known, total * drawn]
+    """How many integers of each kind a document has whose tokens are named by that many positions each, `[D]`."""
+    total, known, drawn = int(named.sum()), header.has_log_probs, header.is_sampled
+    gaps = int(listed(header.positions, named).sum())
+    return [header.distinct, header.positions * known, header.distinct, gaps, total * known, total * drawn]
 
 
 def _parameters(header: Header, named: Ints) -> Ints:
     """The Rice parameter of every integer of such a document."""
-    sizes = _sizes(header, named)
+    sizes, chosen = _sizes(header, named), listed(header.positions, named)
     table = bits.gap_parameters(np.array([header.vocabulary]), np.array([header.distinct]))
-    gaps = np.repeat(bits.gap_parameters(np.array([header.distinct]), named), named)
     fixed = np.array([header.count_r, header.mass_r, table[0], 0, header.value_r, header.draw_r])
     parameters = np.repeat(fixed, sizes)
     start = sum(sizes[:3])
-    parameters[start : start + sizes[3]] = gaps
+    parameters[start : start + sizes[3]] = np.repeat(bits.gap_parameters(np.array([header.positions]), chosen), chosen)
     return parameters
 
 

@@ -14,19 +14,22 @@ from trl_distill_plugins.losses.tiles import TeacherForm
 
 @dataclass(frozen=True)
 class TopK:
-    """The k likeliest tokens, or as few of them as hold the mass m.
+    """The k likeliest tokens, or fewer: as hold the mass m, or as are likely enough. The likeliest one is always kept.
 
     Args:
         k: at most so many, 1 or more.
         mass: the smallest set that holds this much of the teacher's mass is enough, above 0 and at most 1.
+        min_prob: tokens less likely than this are left out, 0 to 1.
     """
 
     k: int = 64
     mass: float = 1.0
+    min_prob: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("top_k", self.k, at_least=1)
         check_range("top_mass", self.mass, above=0.0, at_most=1.0)
+        check_range("min_prob", self.min_prob, at_least=0.0, at_most=1.0)
 
     form: ClassVar[TeacherForm] = "top_k"
     draws: ClassVar[None] = None
@@ -37,11 +40,12 @@ class TopK:
         if self.k > width:
             raise ConfigError(f"top_k is {self.k}, and the teacher's vocabulary has {width} tokens")
         log_probs, ids = logits.log_softmax(-1).topk(self.k)
+        probs = log_probs.exp()
+        left_out = probs < self.min_prob
         if self.mass < 1:
-            before = log_probs.exp().cumsum(-1).roll(1, -1)
-            before[:, 0] = 0.0
-            log_probs = log_probs.masked_fill(before >= self.mass, -torch.inf)
-        return SparseSignal(ids, log_probs)
+            left_out |= probs.cumsum(-1).roll(1, -1) >= self.mass
+        left_out[:, 0] = False
+        return SparseSignal(ids, log_probs.masked_fill(left_out, -torch.inf))
 
 
 @dataclass(frozen=True)

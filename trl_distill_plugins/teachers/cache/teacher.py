@@ -26,13 +26,12 @@ class CachedTeacher(Teacher):
 
     Args:
         address: the folder.
+        init_kwargs: not used. They load a model, and the config that built the cache has them.
     """
 
     name = "cache"
 
     def __init__(self, address: str, **init_kwargs: Any) -> None:
-        if init_kwargs:
-            raise TeacherError("a cached teacher is not loaded; drop teacher_model_init_kwargs")
         try:
             self._store = CacheStore(Path(address))
         except DataError as error:
