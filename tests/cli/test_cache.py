@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_named_and_repaired(build, train_here, options, tmp_pat
         ({"top_mass": 1.5}, "top_mass must be a number above 0 and at most 1, got 1.5"),
         ({"samples": 0}, "samples must be a number at least 1"),
         ({"trainer": "gkd"}, "a cache holds what a teacher says of texts that are there before training"),
-        ({"teacher_model_name_or_path": None}, "a cache is built from a teacher in memory"),
+        ({"teacher_model_name_or_path": None}, "a cache is built from a teacher in memory or on a server"),
         ({"top_q": 3}, "no option 'top_q'; did you mean 'top_k'?"),
     ],
     ids=str,

@@ -35,7 +35,7 @@ def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tok
     teacher = make_teacher(teacher_model, init_kwargs)
     teacher.check_student(tokenizer)
     teacher.check_prompt(args.teacher_prompt_template)
-    if objective is not None:
+    if objective is not None and objective.needs_teacher:  # to ask a served teacher for its form is a request
         check_form(teacher.form, [term.loss.at(turn) for term in objective.tokens for turn in term.loss.turns])
         if objective.hidden and teacher.form != "dense":
             names = ", ".join(term.label for term in objective.hidden)

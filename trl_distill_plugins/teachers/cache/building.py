@@ -7,6 +7,7 @@ holds the same bytes whoever makes it, after whatever interruption, on any numbe
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trl_distill_plugins.errors import TeacherError
-from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.cache.codec import encode
 from trl_distill_plugins.teachers.cache.documents import Document
-from trl_distill_plugins.teachers.cache.selection import Selection
+from trl_distill_plugins.teachers.cache.selection import Selection, TopK
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import Ranks
 
@@ -47,7 +48,7 @@ def fill_cache(
 
     Args:
         store: the cache, with its header.
-        teacher: gives dense signals on `device`.
+        teacher: gives dense signals on `device`, or names the likeliest tokens itself.
         documents: in the order of the dataset.
         selection: which tokens of each position are kept.
         vocabulary: the tokens of the student's tokenizer; the teacher's further columns are left out.
@@ -87,14 +88,28 @@ def _records(
 ) -> Iterator[tuple[bytes, bytes]]:
     inputs, trained = _padded(batch, device)
     signal = teacher.signal(inputs, trained)
-    if not isinstance(signal, DenseSignal):
-        raise TeacherError(f"the teacher {teacher} names only some tokens itself; a cache is made from a dense one")
-    parts = signal.hidden.split([int(document.trained.sum()) for document in batch])
-    for document, hidden in zip(batch, parts, strict=True):
+    counts = [int(document.trained.sum()) for document in batch]
+    if isinstance(signal, SparseSignal):
+        for document, end in zip(batch, accumulate(counts), strict=True):
+            own = signal[end - int(document.trained.sum()) : end]
+            yield document.key, encode(_cut(own, selection), vocabulary)
+        return
+    for document, hidden in zip(batch, signal.hidden.split(counts), strict=True):
         logits = signal.head(hidden)[:, :vocabulary].float()
         if not logits.max(-1).values.isfinite().all():
             raise TeacherError(f"the teacher {teacher} gave logits that are NaN or infinite; try another dtype for it")
         yield document.key, encode(selection(logits, _generator(document)), vocabulary, draws=selection.draws)
+
+
+def _cut(signal: SparseSignal, selection: Selection) -> SparseSignal:
+    """The tokens that `selection` keeps of those the teacher named."""
+    if not isinstance(selection, TopK) or signal.weights is not None:
+        raise TeacherError("a teacher that names the likeliest tokens itself has no others to keep; leave out samples")
+    log_probs, order = signal.log_probs.topk(min(selection.k, signal.log_probs.shape[1]))
+    before = log_probs.exp().cumsum(-1) - log_probs.exp()
+    if selection.mass < 1:
+        log_probs = log_probs.masked_fill(before >= selection.mass, -torch.inf)
+    return SparseSignal(signal.ids.gather(1, order), log_probs)
 
 
 def _generator(document: Document) -> torch.Generator:
