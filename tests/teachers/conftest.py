@@ -4,9 +4,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def knowing(tiny_causal_lm):
-    """A tiny model with pronounced opinions, to be a teacher."""
-    model = tiny_causal_lm(1)
+def knowing(tiny_causal_lm, tiny_tokenizer):
+    """A tiny model with pronounced opinions, to be a teacher; it has no more columns than there are tokens."""
+    model = tiny_causal_lm(1, vocab=len(tiny_tokenizer))
     model.lm_head.weight.data *= 30
     return model
 

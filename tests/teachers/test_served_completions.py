@@ -95,7 +95,7 @@ def test_retry_after_is_honoured(stand, served, write):
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [(500, r"failed 2 times \(status 500: .*oops"), (429, "generation_batch_size")],
+    [(500, r"failed, asked up to 2 times \(status 500: .*oops"), (429, "generation_batch_size")],
 )
 def test_a_lasting_fault_keeps_what_was_written_and_is_resumed(status, advice, stand, served, write, tmp_path):
     stand.fault = lambda body, number: error(status, "oops") if len(stand.answered) >= 5 else None
@@ -113,7 +113,7 @@ def test_a_lasting_fault_keeps_what_was_written_and_is_resumed(status, advice, s
 def test_a_server_that_is_not_there_is_named(stand, write, served, tmp_path):
     teacher = make_teacher("openai:http://127.0.0.1:9/v1#tiny", {"max_retries": 1})
     teacher.check_student(None)
-    with pytest.raises(TeacherError, match=r"http://127.0.0.1:9/v1#tiny could not be reached, 2 times .*start the"):
+    with pytest.raises(TeacherError, match=r"127.0.0.1:9/v1#tiny could not be reached, asked up to 2 times .*start"):
         write(teacher, batch_size=2)
     assert not (tmp_path / "teacher_completions.jsonl").exists()
 
@@ -121,7 +121,7 @@ def test_a_server_that_is_not_there_is_named(stand, write, served, tmp_path):
 def test_a_slow_server_is_named_and_its_finished_completions_are_kept(stand, served, write, tmp_path):
     slow = TEXTS[-1]
     stand.fault = lambda body, number: time.sleep(4) if body["prompt"] == slow else None
-    with pytest.raises(TeacherError, match=r"did not answer within 2 s, 1 times; lower generation_batch_size"):
+    with pytest.raises(TeacherError, match=r"did not answer within 2 s, asked once; lower generation_batch_size"):
         write(served(timeout=2, max_retries=0), batch_size=12)
     assert prompts_in(tmp_path) == sorted(TEXTS[:-1])
 
@@ -129,7 +129,7 @@ def test_a_slow_server_is_named_and_its_finished_completions_are_kept(stand, ser
 @pytest.mark.parametrize("response", [cut_body(), torn_body(), error(200, "no choices")], ids=["cut", "torn", "empty"])
 def test_an_answer_that_stays_unreadable_is_not_half_kept(response, stand, served, write, tmp_path):
     stand.fault = lambda body, number: response
-    with pytest.raises(TeacherError, match=r"is no answer of this API|could not be reached"):
+    with pytest.raises(TeacherError, match=r"gave no answer of this API|could not be reached"):
         write(served(max_retries=1), TEXTS[:1])
     assert not (tmp_path / "teacher_completions.jsonl").exists()
     assert stand.asked == 2
@@ -139,7 +139,7 @@ def test_a_page_that_is_not_json_is_named(stand, served, write):
     from fastapi.responses import HTMLResponse
 
     stand.fault = lambda body, number: HTMLResponse("<html>Welcome to nginx!</html>")
-    with pytest.raises(TeacherError, match=r"1 times what is no answer of this API \(.*nginx.*usually ends in /v1"):
+    with pytest.raises(TeacherError, match=r"gave no answer of this API, asked once \(.*nginx.*usually ends in /v1"):
         write(served(max_retries=0), TEXTS[:1])
 
 
@@ -252,9 +252,7 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch):
 
 def test_openai_itself_needs_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(
-        TeacherError, match=r"openai:https://api\.openai\.com/v1#gpt-x needs a key; set .* OPENAI_API_KEY"
-    ):
+    with pytest.raises(TeacherError, match=r"api\.openai\.com/v1#gpt-x needs a key; set .* OPENAI_API_KEY"):
         make_teacher("openai:#gpt-x")
 
 

@@ -6,8 +6,9 @@ if TYPE_CHECKING:
     from trl_distill_plugins.teachers.base import Teacher
 
 
-def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> "Teacher":
-    """Make a teacher of `spec`: a `Teacher` (returned as it is), a model, `"name:address"`, or a path or hub name.
+def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None, *, trust_remote_code: bool = False) -> "Teacher":
+    """Make a teacher of `spec`: a `Teacher` (returned as it is), a model, `"name:address"`, or a path or hub name,
+    which alone may bring code to trust.
 
     Raises:
         TeacherError: the teacher cannot be loaded.
@@ -21,4 +22,5 @@ def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> "Teach
         name, address = spec.split(":", 1)
         if name in {record.name for record in installed("teachers")}:
             return get_teacher_class(name)(address, **(init_kwargs or {}))
-    return get_teacher_class("local")(spec, **(init_kwargs or {}))
+    trust = {"trust_remote_code": True} if trust_remote_code and isinstance(spec, str) else {}
+    return get_teacher_class("local")(spec, **{**trust, **(init_kwargs or {})})

@@ -30,9 +30,7 @@ def check_teacher_given(args: Any, objective: Objective | None, teacher_model: A
 def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
     """The teacher of a run, which shares the student's `tokenizer` and says what the losses need."""
     init_kwargs = args.teacher_model_init_kwargs or {}
-    if isinstance(teacher_model, str) and args.trust_remote_code:
-        init_kwargs = {"trust_remote_code": True, **init_kwargs}
-    teacher = make_teacher(teacher_model, init_kwargs)
+    teacher = make_teacher(teacher_model, init_kwargs, trust_remote_code=args.trust_remote_code)
     teacher.check_student(tokenizer)
     teacher.check_prompt(args.teacher_prompt_template)
     if objective is not None and objective.needs_teacher:  # to ask a served teacher for its form is a request

@@ -44,7 +44,7 @@ class Problem:
 def explain(problem: Problem, server: Server, path: str, models: Sequence[str], options: Options) -> TeacherError:
     """The error to raise. `models` are those the server offers, as far as is known."""
     said = textwrap.shorten(problem.text, 300, placeholder=" ...")
-    times = f"{int(options.max_retries) + 1} times"
+    times = f"asked up to {int(options.max_retries) + 1} times" if options.max_retries else "asked once"
     if problem.status is None:
         return TeacherError(f"{server} {_silence(problem, said, times, options)}; {_RESUME}")
     if problem.status in (401, 403):
@@ -62,7 +62,7 @@ def explain(problem: Problem, server: Server, path: str, models: Sequence[str], 
             if problem.status == 429
             else "look into its log, or raise teacher_model_init_kwargs: {max_retries: ...}"
         )
-        return TeacherError(f"{server} failed {times} (status {problem.status}: {said}); {advice}; {_RESUME}")
+        return TeacherError(f"{server} failed, {times} (status {problem.status}: {said}); {advice}; {_RESUME}")
     return RefusalError(
         f"{server} refused a request to {path} (status {problem.status}: {said}); if it names an option, change that, "
         f"else the row or its template; {_RESUME}",
@@ -77,7 +77,7 @@ def _silence(problem: Problem, said: str, times: str, options: Options) -> str:
             "teacher_model_init_kwargs: {timeout: ...}"
         )
     if problem.kind == "UnreadableError":
-        return f"gave {times} what is no answer of this API ({said}); check the URL, which usually ends in /v1"
+        return f"gave no answer of this API, {times} ({said}); check the URL, which usually ends in /v1"
     return f"could not be reached, {times} ({said}); start the server, or check the URL"
 
 
