@@ -75,7 +75,8 @@ def test_signals_are_those_of_the_model_in_memory(
 def test_columns_without_a_token_are_left_to_the_others(stand, served, batch, tiny_causal_lm, tiny_tokenizer):
     """A vocabulary padded to a round width, as most are."""
     stand.model = tiny_causal_lm(1, vocab=len(tiny_tokenizer) + 40).eval()
-    signal = served(top_logprobs=len(tiny_tokenizer) + 40).signal(*batch)
+    stand.most = len(tiny_tokenizer) + 40
+    signal = served(top_logprobs=stand.most).signal(*batch)
     assert signal.ids.max() == len(tiny_tokenizer) - 1
     mass = signal.log_probs.exp().sum(1)
     assert ((mass > 0.5) & (mass < 0.99)).all()
