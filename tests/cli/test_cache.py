@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_named_and_repaired(build, train_here, options, tmp_pat
         ({"samples": 0}, "samples must be a number at least 1"),
         ({"trainer": "gkd"}, "a cache holds what a teacher says of texts that are there before training"),
         ({"teacher_model_name_or_path": "self:base"}, "is the student in training; what it says before that is cached"),
-        ({"teacher_model_name_or_path": None}, "a cache is built from a teacher in memory"),
+        ({"teacher_model_name_or_path": None}, "a cache is built from a teacher in memory or on a server"),
         ({"top_q": 3}, "no option 'top_q'; did you mean 'top_k'?"),
     ],
     ids=str,

@@ -67,8 +67,7 @@ def main(argv: list[str]) -> int:
 
 def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, repair: bool) -> int:
     accelerator, teacher = trainer.accelerator, trainer.teacher
-    if getattr(teacher, "model", None) is None:
-        raise ConfigError("a cache is built from a teacher in memory; set teacher_model_name_or_path to a model")
+    _check_teacher(teacher, selection)
     if teacher.tokenizer is not None:
         raise ConfigError(
             f"the teacher {teacher} has another tokenizer than the student, and a cache holds log-probabilities of the "
@@ -78,7 +77,7 @@ def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, r
         raise ConfigError("every process reads other texts, which a sharded teacher cannot; use multi_gpu or multi_cpu")
     header = make_header(
         teacher=str(training.teacher_model_name_or_path),
-        model=teacher.model,
+        model=getattr(teacher, "model", None) or teacher.revision(),
         tokenizer=trainer.processing_class,
         prompt_template=training.teacher_prompt_template,
         selection=selection,
@@ -105,6 +104,18 @@ def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, r
         f"teacher_model_name_or_path: cache:{folder}"
     )
     return 0
+
+
+def _check_teacher(teacher: Any, selection: Selection) -> None:
+    """Raise `ConfigError` unless there is a teacher who says what is to be kept."""
+    if teacher is None:
+        raise ConfigError(
+            "a cache is built from a teacher in memory or on a server; set teacher_model_name_or_path to one"
+        )
+    if teacher.form == "text":
+        raise ConfigError(f"the teacher {teacher} gives text only, no probabilities to keep; train on its completions")
+    if teacher.form != "dense" and isinstance(selection, Samples):
+        raise ConfigError("samples are drawn from whole distributions, and this teacher names only some; set top_k")
 
 
 def _documents(trainer: Any) -> Iterator[Document]:

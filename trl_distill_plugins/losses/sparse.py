@@ -73,6 +73,11 @@ def check_form(form: TeacherForm, losses: "Iterable[Loss]") -> None:
     for loss in losses:
         if not loss.needs_teacher:
             continue
+        if form == "text":
+            raise ConfigError(
+                f"loss {loss.name!r} compares probabilities, and this teacher gives text only, no probabilities; train "
+                "on its completions, losses: [cross_entropy], or take a teacher in memory or on a server with log-probs"
+            )
         if form not in loss.teacher_forms:
             kinds = " or ".join(loss.teacher_forms)
             raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-TeacherForm = Literal["dense", "top_k", "sampled"]
+TeacherForm = Literal["dense", "top_k", "sampled", "text"]
 Tail = Literal["bucket", "renormalise"]
 
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)

@@ -6,8 +6,9 @@ if TYPE_CHECKING:
     from trl_distill_plugins.teachers.base import Teacher
 
 
-def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> "Teacher":
-    """Make a teacher of `spec`: a `Teacher` (returned as it is), a model, `"name:address"`, or a path or hub name.
+def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None, *, trust_remote_code: bool = False) -> "Teacher":
+    """Make a teacher of `spec`: a `Teacher` (returned as it is), a model, `"name:address"`, or a path or hub name,
+    which alone may bring code to trust.
 
     Raises:
         TeacherError: the teacher cannot be loaded.
@@ -16,12 +17,23 @@ def make_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> "Teach
 
     if isinstance(spec, Teacher):
         return spec
-    teacher_class, address = find_teacher(spec)
-    return teacher_class(address, **(init_kwargs or {}))
+    teacher_class, address = _find_teacher(spec)
+    return teacher_class(address, **_loading(teacher_class, spec, init_kwargs, trust_remote_code))
 
 
-def find_teacher(spec: Any) -> tuple[type["Teacher"], Any]:
-    """The class and the address that `spec`, anything but a `Teacher`, stands for; nothing is loaded."""
+def load_tokenizer(spec: Any, init_kwargs: dict[str, Any] | None = None, *, trust_remote_code: bool = False) -> Any:
+    """What `Teacher.load_tokenizer` gives for the teacher that `make_teacher` would make of the same."""
+    teacher_class, address = _find_teacher(spec)
+    return teacher_class.load_tokenizer(address, **_loading(teacher_class, spec, init_kwargs, trust_remote_code))
+
+
+def _loading(cls: type["Teacher"], spec: Any, init_kwargs: dict[str, Any] | None, trusts: bool) -> dict[str, Any]:
+    trust = {"trust_remote_code": True} if trusts and cls.name == "local" and isinstance(spec, str) else {}
+    return trust | (init_kwargs or {})
+
+
+def _find_teacher(spec: Any) -> tuple[type["Teacher"], Any]:
+    """The class and the address that `spec`, anything but a `Teacher`, stands for."""
     from trl_distill_plugins.plugins import get_teacher_class, installed
 
     if isinstance(spec, str) and ":" in spec:

@@ -62,7 +62,8 @@ class Teacher(ABC):
 
     Class attributes:
         name: the scheme in front of the colon.
-        form: "dense" for signals of whole distributions, "top_k" or "sampled" for sparse ones.
+        form: "dense" for signals of whole distributions, "top_k" or "sampled" for sparse ones, "text" for a teacher
+            that gives none and only writes.
     """
 
     name: ClassVar[str]
@@ -134,6 +135,14 @@ class Teacher(ABC):
     ) -> Iterator[tuple[int, Completion]]:
         """Continue the prompts, `batch_size` at a time; yield the index of each with what was written as soon as it is
         there, in any order. What was yielded is kept, whatever happens next."""
+
+    def revision(self) -> str:
+        """What tells this teacher's word from another's in a cache of it. One that cannot be cached raises
+        `TeacherError`."""
+        raise TeacherError(
+            f"the teacher {self} cannot be cached; a cache is built from a teacher in memory or on a server, set "
+            "teacher_model_name_or_path to one"
+        )
 
     def shape(self) -> ModelShape:
         """The shape of the teacher's model. One that cannot `show_layers` raises `TeacherError`."""

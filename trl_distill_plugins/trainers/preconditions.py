@@ -42,12 +42,10 @@ def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tok
     """The teacher of a run, which says what the losses need of the tokens of the student's `tokenizer`, or of those
     that its own has in common with it."""
     init_kwargs = args.teacher_model_init_kwargs or {}
-    if isinstance(teacher_model, str) and args.trust_remote_code:
-        init_kwargs = {"trust_remote_code": True, **init_kwargs}
-    teacher = make_teacher(teacher_model, init_kwargs)
+    teacher = make_teacher(teacher_model, init_kwargs, trust_remote_code=args.trust_remote_code)
     teacher.check_student(tokenizer)
     teacher.check_prompt(args.teacher_prompt_template)
-    if objective is not None:
+    if objective is not None and objective.needs_teacher:  # to ask a served teacher for its form is a request
         check_form(teacher.form, [term.loss.at(turn) for term in objective.tokens for turn in term.loss.turns])
         if objective.hidden and teacher.form != "dense":
             names = ", ".join(term.label for term in objective.hidden)

@@ -128,15 +128,15 @@ class GenerateArguments:
         return Generation(self.max_new_tokens, self.generation_temperature)
 
     @property
-    def init_kwargs(self) -> dict[str, Any]:
-        """What the teacher is loaded with."""
+    def teacher(self) -> tuple[Any, dict[str, Any]]:
+        """Which teacher, and what it is loaded with."""
         given: Any = self.teacher_model_init_kwargs or {}
-        return {"trust_remote_code": True, **given} if self.trust_remote_code else given
+        return self.teacher_model_name_or_path, given
 
     @property
     def teacher_name(self) -> str:
         """How records name the teacher: with the revision, if one was chosen."""
-        revision = self.init_kwargs.get("revision")
+        revision = self.teacher[1].get("revision")
         return f"{self.teacher_model_name_or_path}{f'@{revision}' if revision else ''}"
 
 

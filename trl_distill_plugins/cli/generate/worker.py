@@ -20,7 +20,7 @@ from trl_distill_plugins.cli.generate.output import Outcome, check_same_run, fin
 from trl_distill_plugins.cli.train_worker import load_any
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.files import name_of
-from trl_distill_plugins.teachers import find_teacher, make_teacher
+from trl_distill_plugins.teachers import load_tokenizer, make_teacher
 from trl_distill_plugins.teachers.completions import CompletionStore, Ranks, Request, write_completions
 
 MODULE = "trl_distill_plugins.cli.generate.worker"
@@ -35,8 +35,7 @@ def main(argv: list[str]) -> int:
     dataset = load_any(
         arguments.dataset_name, arguments.dataset_train_split, arguments.dataset_config, arguments.input_column
     )
-    teacher_class, address = find_teacher(arguments.teacher_model_name_or_path)
-    tokenizer = teacher_class.load_tokenizer(address, **arguments.init_kwargs)
+    tokenizer = load_tokenizer(*arguments.teacher, trust_remote_code=arguments.trust_remote_code)
     asking = read_prompts(dataset, name_of(dataset, arguments.dataset_train_split), arguments, tokenizer)
     requests = asking.requests(arguments)
     ranks = Ranks(state.process_index, state.num_processes, state.wait_for_everyone)
@@ -80,7 +79,7 @@ def _write(
     check_same_run(held, store.path, requests, arguments.generation)
     if all(request.key in held for request in requests):
         return
-    teacher = make_teacher(arguments.teacher_model_name_or_path, arguments.init_kwargs)
+    teacher = make_teacher(*arguments.teacher, trust_remote_code=arguments.trust_remote_code)
     if tokenizer is not None:
         teacher.check_student(tokenizer)
     teacher.check_prompt(arguments.teacher_prompt_template)

@@ -7,16 +7,18 @@ holds the same bytes whoever makes it, after whatever interruption, on any numbe
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 
 import torch
 from tqdm.auto import tqdm
 
 from trl_distill_plugins.errors import TeacherError
-from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.joint import JointSignal
+from trl_distill_plugins.losses.sparse import SparseSignal
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.cache.codec import encode
 from trl_distill_plugins.teachers.cache.documents import Document, padded
-from trl_distill_plugins.teachers.cache.selection import Selection
+from trl_distill_plugins.teachers.cache.selection import Selection, TopK
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import Ranks
 
@@ -45,7 +47,7 @@ def fill_cache(
 
     Args:
         store: the cache, with its header.
-        teacher: gives dense signals on `device`.
+        teacher: gives dense signals on `device`, or names the likeliest tokens itself.
         documents: in the order of the dataset.
         selection: which tokens of each position are kept.
         vocabulary: the tokens of the student's tokenizer; the teacher's further columns are left out.
@@ -85,10 +87,19 @@ def _records(
 ) -> Iterator[tuple[bytes, bytes]]:
     inputs, trained = padded(batch, device)
     signal = teacher.signal(inputs, trained)
-    if not isinstance(signal, DenseSignal):
-        raise TeacherError(f"the teacher {teacher} names only some tokens itself; a cache is made from a dense one")
-    parts = signal.hidden.split([int(document.trained.sum()) for document in batch])
-    for document, hidden in zip(batch, parts, strict=True):
+    counts = [int(document.trained.sum()) for document in batch]
+    if isinstance(signal, JointSignal):
+        raise TeacherError(f"a cache is made from one teacher, and this is {teacher}; cache each by itself")
+    if isinstance(signal, SparseSignal):
+        if not isinstance(selection, TopK) or signal.weights is not None:
+            raise TeacherError(
+                "a teacher that names the likeliest tokens itself has no others to keep; leave out samples"
+            )
+        for document, end in zip(batch, accumulate(counts), strict=True):
+            own = signal[end - int(document.trained.sum()) : end]
+            yield document.key, encode(selection.of_named(own), vocabulary)
+        return
+    for document, hidden in zip(batch, signal.hidden.split(counts), strict=True):
         logits = signal.head(hidden)[:, :vocabulary].float()
         if not logits.max(-1).values.isfinite().all():
             raise TeacherError(f"the teacher {teacher} gave logits that are NaN or infinite; try another dtype for it")

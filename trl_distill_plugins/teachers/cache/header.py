@@ -21,7 +21,7 @@ def make_header(
 
     Args:
         teacher: the name it was asked for by.
-        model: the teacher's module, whose weights are its revision.
+        model: the teacher's module, whose weights are its revision; or the revision of one whose module is elsewhere.
         tokenizer: the student's, which is the teacher's.
         prompt_template: `teacher_prompt_template` as the config has it; None where the teacher sees the row's prompt.
         selection: which tokens are kept.
@@ -29,7 +29,7 @@ def make_header(
     return {
         "format": FORMAT,
         "teacher": teacher,
-        "weights": weights_fingerprint(model),
+        "weights": model if isinstance(model, str) else weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "vocabulary": len(tokenizer),
         "teacher_prompt_template": prompt_template,

@@ -40,6 +40,15 @@ class TopK:
         if self.k > width:
             raise ConfigError(f"top_k is {self.k}, and the teacher's vocabulary has {width} tokens")
         log_probs, ids = logits.log_softmax(-1).topk(self.k)
+        return self._kept(log_probs, ids)
+
+    def of_named(self, signal: SparseSignal) -> SparseSignal:
+        """What is kept where a teacher named tokens itself, its likeliest."""
+        log_probs, order = signal.log_probs.topk(min(self.k, signal.log_probs.shape[1]))
+        return self._kept(log_probs, signal.ids.gather(1, order))
+
+    def _kept(self, log_probs: Tensor, ids: Tensor) -> SparseSignal:
+        """Those of some tokens that are wanted, the likeliest of each position first."""
         probs = log_probs.exp()
         left_out = probs < self.min_prob
         if self.mass < 1:
