@@ -22,10 +22,17 @@ class TokenAlignment:
 
     def __init__(self, student: Encoder, teacher: Encoder) -> None:
         self._student, self._teacher = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
+        self._encoder = teacher
 
     def pairs(self, student: Sequence[int], teacher: Sequence[int]) -> list[int]:
         """For each token of the student's completion the index of the teacher's token that aligns, or -1."""
         return align(_spell(self._student, student), _spell(self._teacher, teacher))
+
+    def teacher_ids(self, student: Sequence[int]) -> list[int]:
+        """A completion the student wrote in the teacher's tokens; with an end where the student's has one."""
+        tokens = _spell(self._student, student)
+        ids = self._encoder.continuation_ids(_text(tokens).decode(errors="replace"))
+        return [*ids, self._encoder.eos_token_id] if None in tokens else ids
 
     def reach(self, student: Sequence[int], teacher: Sequence[int]) -> int:
         """How many of the teacher's tokens, 1 or more, begin before the student's completion ends."""

@@ -52,7 +52,10 @@ class ViewCollator:
         student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
-        teacher = self._collate([teacher_view(row) for row in examples])
+        views = [teacher_view(row) for row in examples]
+        teacher = self._collate(views)
+        if not self.same_tokens:  # the student's padding token may be none of the teacher's
+            teacher["input_ids"].clamp_(max=max(max(view["input_ids"]) for view in views))
         check = _check_alignment if self.same_tokens else _check_completions
         check(student["labels"], teacher["labels"])
         return {**student, **{PREFIX + key: value for key, value in teacher.items()}}

@@ -76,7 +76,7 @@ class Encoder:
     def encode(self, prompt: Prompt, completion: Completion, row: SourceRow) -> tuple[list[int], list[int]]:
         """Return the ids of prompt and completion for training."""
         prompt_ids, answer = self._split(prompt, completion, row)
-        ids = self._completion_ids(answer) if isinstance(answer, str) else answer
+        ids = self.continuation_ids(answer) if isinstance(answer, str) else answer
         if not ids:
             raise DataError(f"{row.where}: the tokenizer makes no token of the completion; remove the row")
         needs_end = isinstance(prompt, str) and not row.is_truncated and ids[-1] != self.eos_token_id
@@ -101,7 +101,7 @@ class Encoder:
         length = common_length(opened_ids, full_ids)
         return self._started(full_ids[:length]), full_ids[length:]
 
-    def _completion_ids(self, text: str) -> list[int]:
+    def continuation_ids(self, text: str) -> list[int]:
         """Ids of `text` without the space that some tokenizers put before a text: what follows an anchor."""
         for anchor in _ANCHORS if self._adds_space else ():
             before, both = self._ids(anchor), self._ids(anchor + text)
