@@ -277,6 +277,13 @@ def test_seq_kd_is_refused(foreign, make_on_policy, teacher_of):
         make_on_policy(teacher_of(foreign), seq_kd=True)
 
 
+def test_a_tokenizer_too_large_for_its_model_is_refused(train, tiny_causal_lm, wide_tokenizer, tmp_path):
+    for part in (tiny_causal_lm(1, vocab=100), wide_tokenizer):
+        part.save_pretrained(tmp_path / "small")
+    with pytest.raises(TeacherError, match=f"has {len(wide_tokenizer)} tokens and its model only 100; resize"):
+        train(str(tmp_path / "small"))
+
+
 def test_padding_is_a_token_the_teacher_has(foreign, train, teacher_of):
     trainer = train(teacher_of(foreign), max_steps=1)
     trainer.data_collator.base.pad_token_id = 10_000  # as where the student's vocabulary is much larger
