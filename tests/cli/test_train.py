@@ -1,6 +1,7 @@
 """`trl-distill train` on bad input: one line naming what is wrong and what would work, exit code 2, nothing written."""
 
 import json
+from pathlib import Path
 import shutil
 from pathlib import Path
 
@@ -163,6 +164,10 @@ def test_a_teacher_with_another_tokenizer(options, saved_models, tmp_path, train
     assert (
         "forward_kl or universal_logit, a teacher with the student's tokenizer, or train on the teacher's text" in line
     )
+    options |= {"losses": ["forward_kl"], "max_steps": 1}
+    assert train_here(options) == 0
+    state = json.loads(Path(options["output_dir"], "trainer_state.json").read_text())
+    assert state["log_history"][0]["aligned"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ class LocalTeacher(Teacher):
         return self._tokenizer if self._is_foreign else None
 
     def check_student(self, tokenizer: Any) -> None:
-        """Find the teacher's tokenizer. Raise `TeacherError` if the model lacks tokens of it or, where there is none, of
-        the student's."""
+        """Find the teacher's tokenizer. Raise `TeacherError` if the model lacks tokens of it, or, where there is none,
+        of the student's."""
         own = self._own_tokenizer()
         self._is_foreign = own is not None and difference_of(tokenizer, own) is not None
         self._tokenizer = own if self._is_foreign else tokenizer
