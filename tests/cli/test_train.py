@@ -1,7 +1,6 @@
 """`trl-distill train` on bad input: one line naming what is wrong and what would work, exit code 2, nothing written."""
 
 import json
-from pathlib import Path
 import shutil
 from pathlib import Path
 
