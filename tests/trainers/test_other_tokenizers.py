@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from trl_distill_plugins import DistillGKDConfig, DistillGKDTrainer, DistillSFTConfig, DistillSFTTrainer
 from trl_distill_plugins.errors import ConfigError, DataError, TeacherError
-from trl_distill_plugins.prompts.alignment import align
+from trl_distill_plugins.prompts.alignment import END, align
 from trl_distill_plugins.prompts.token_bytes import token_bytes
 
 SHARP = 8.0
@@ -98,7 +98,7 @@ def test_first_loss_is_the_kl_of_the_positions_that_align(template, foreign, tra
             with torch.no_grad():
                 logits = model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1].double()
             sides.append((answer, logits.softmax(-1)))
-        pairs = align(*([table[i] for i in side[0]] for table, side in zip(tables, sides, strict=True)))
+        pairs = align(*([table[i] or END for i in side[0]] for table, side in zip(tables, sides, strict=True)))
         count += len(pairs)
         for position, other in enumerate(pairs):
             if other < 0:
@@ -203,31 +203,31 @@ def test_each_side_has_its_own_chat_template(train, teacher_of, logged, wide_tok
     assert rows[end + 1 :] == [-1] * len(rows[end + 1 :])
 
 
-def test_losses_that_read_single_tokens_are_refused_in_one_line(foreign, train, teacher_of):
+def test_losses_that_read_single_tokens_are_refused_in_one_line(wide_tokenizer, train, teacher_of):
     message = (
         "the loss logit_mse compares token by token, and the teacher .* has another tokenizer: .* of the student's"
     )
     with pytest.raises(TeacherError, match=message) as error:
-        train(teacher_of(foreign), ["forward_kl", "logit_mse"])
+        train(teacher_of(wide_tokenizer), ["forward_kl", "logit_mse"])
     assert "forward_kl or universal_logit" in str(error.value)
     with pytest.raises(TeacherError, match="the loss hidden_mse compares"):
-        train(teacher_of(foreign), ["hidden_mse"])
+        train(teacher_of(wide_tokenizer), ["hidden_mse"])
 
 
-def test_cross_entropy_on_its_completions_needs_no_alignment(foreign, train, teacher_of, logged, bare):
-    trainer = train(teacher_of(foreign), ["cross_entropy"], dataset=bare.select(range(4)), max_new_tokens=6)
+def test_cross_entropy_on_its_completions_needs_no_alignment(wide_tokenizer, train, teacher_of, logged, bare):
+    trainer = train(teacher_of(wide_tokenizer), ["cross_entropy"], dataset=bare.select(range(4)), max_new_tokens=6)
     assert len(logged(trainer, "loss/cross_entropy")) == 3
     assert logged(trainer, "aligned") == []
 
 
-def test_rows_that_are_tokenised_already_are_refused(foreign, train, teacher_of):
+def test_rows_that_are_tokenised_already_are_refused(wide_tokenizer, train, teacher_of):
     rows = Dataset.from_list([{"input_ids": [4, 5, 6], "labels": [-100, 5, 6]}])
     with pytest.raises(DataError, match="the rows are tokenised already"):
-        train(teacher_of(foreign), dataset=rows)
+        train(teacher_of(wide_tokenizer), dataset=rows)
 
 
-def test_views_of_different_rows_are_refused(foreign, train, teacher_of):
-    trainer = train(teacher_of(foreign), max_steps=1)
+def test_views_of_different_rows_are_refused(wide_tokenizer, train, teacher_of):
+    trainer = train(teacher_of(wide_tokenizer), max_steps=1)
     row = trainer.train_dataset[0]
     row["teacher_labels"] = [-100] * len(row["teacher_labels"])
     with pytest.raises(DataError, match=r"hold \[1\] and \[0\] completions in its rows"):
@@ -249,7 +249,7 @@ def make_on_policy(bare, quiet, tiny_causal_lm, tiny_tokenizer):
 
 
 def test_what_the_student_writes_reaches_the_teacher_in_its_own_tokens(foreign, make_on_policy, teacher_of, logged):
-    """Random models write any bytes, so not every completion is text; what is aligns from its first token on."""
+    """Random models write any bytes; half a character is no text, and does not align."""
     trainer = make_on_policy(teacher_of(foreign), lmbda=1.0, losses=["reverse_kl"])
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     ended, open_end = ([*trainer.processing_class(" the fox")["input_ids"], *end] for end in ([1], []))
@@ -266,15 +266,15 @@ def test_what_the_student_writes_reaches_the_teacher_in_its_own_tokens(foreign, 
     assert answers[3] == [foreign.eos_token_id]
     rows = trainer._alignment.rows(again["labels"], again["teacher_labels"])
     starts = [0, len(ended), len(ended) + len(open_end), len(ended) + len(open_end) + 1]
-    firsts = [0, len(answers[0]), len(answers[0]) + len(answers[1]), sum(map(len, answers[:3]))]
+    firsts = [0, len(answers[0]), -1, sum(map(len, answers[:3]))]
     assert [rows[start] for start in starts] == firsts
     trainer.train()
     assert all(0.0 < share <= 1.0 for share in logged(trainer, "aligned"))
 
 
-def test_seq_kd_is_refused(foreign, make_on_policy, teacher_of):
+def test_seq_kd_is_refused(wide_tokenizer, make_on_policy, teacher_of):
     with pytest.raises(ConfigError, match="with seq_kd the teacher writes in the student's tokens, and"):
-        make_on_policy(teacher_of(foreign), seq_kd=True)
+        make_on_policy(teacher_of(wide_tokenizer), seq_kd=True)
 
 
 def test_a_tokenizer_too_large_for_its_model_is_refused(train, tiny_causal_lm, wide_tokenizer, tmp_path):
@@ -284,12 +284,12 @@ def test_a_tokenizer_too_large_for_its_model_is_refused(train, tiny_causal_lm, w
         train(str(tmp_path / "small"))
 
 
-def test_padding_is_a_token_the_teacher_has(foreign, train, teacher_of):
-    trainer = train(teacher_of(foreign), max_steps=1)
+def test_padding_is_a_token_the_teacher_has(wide_tokenizer, train, teacher_of):
+    trainer = train(teacher_of(wide_tokenizer), max_steps=1)
     trainer.data_collator.base.pad_token_id = 10_000  # as where the student's vocabulary is much larger
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     assert int(batch["input_ids"].max()) == 10_000
-    assert int(batch["teacher_input_ids"].max()) < len(foreign)
+    assert int(batch["teacher_input_ids"].max()) < len(wide_tokenizer)
     kept = batch["teacher_attention_mask"].bool()
     rows = [trainer.train_dataset[i]["teacher_input_ids"] for i in range(4)]
     assert batch["teacher_input_ids"][kept].tolist() == [token for row in rows for token in row]
