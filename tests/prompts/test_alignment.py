@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.alignment import END, TokenAlignment, align, shared_classes
 from trl_distill_plugins.prompts.encoding import Encoder
+from trl_distill_plugins.prompts.rows import SourceRow
 from trl_distill_plugins.prompts.token_bytes import token_bytes
 
 TEXT = st.text(
@@ -94,6 +95,36 @@ def test_white_space_that_only_one_template_opens_with_is_not_counted():
     assert align([b"yes", b" no", END], [b" yes", b" no", END]) == [-1, 1, 2]
     assert align([b"yes", b" no", END], [b"\n", b"yes", b" no", END]) == [1, 2, 3]
     assert align([b" ", b"yes", b" no"], [b" yes", b" no"]) == [0, -1, 1]
+
+
+def test_what_a_chat_template_opens_an_answer_with_is_not_counted():
+    thinking = (b"<think></think>\n", b" ")
+    student = [b"<think>", b"</think>", b"\n", b"yes", b" no", END]
+    assert align(student, [b" yes", b" ", b"no", END], thinking) == [-1, -1, -1, -1, 1, 3]
+    assert align(student, student, (b"<think></think>\n", b"")) == [0, 1, 2, 3, 4, 5]
+    assert align(student[:5], [b"yes", b" no", b" way"], thinking) == [-1, -1, -1, 0, 1]
+
+
+def test_the_opening_of_a_template_is_found(tokenizer_of, wide_tokenizer):
+    tokenizer = tokenizer_of()
+    assert Encoder(tokenizer).opening == ""
+    assert Encoder(wide_tokenizer).opening == ""
+    tokenizer.chat_template = (
+        "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{%- if m['role'] == 'assistant' %}{{ '<b>\n</b> ' }}{% endif %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert Encoder(tokenizer).opening == "<b>\n</b> "
+    assert Encoder(tokenizer).end_ids == tokenizer.convert_tokens_to_ids(["<eos>", "<|im_end|>"])
+    alignment = TokenAlignment(Encoder(tokenizer), Encoder(wide_tokenizer))
+    row = SourceRow({}, "row 1")
+    own, theirs = (
+        Encoder(t).encode([{"role": "user", "content": "?"}], "yes no", row)[1] for t in (tokenizer, wide_tokenizer)
+    )
+    found = alignment.pairs(own, theirs)
+    assert found[: len(own) - 1].count(-1) >= len(tokenizer("<b>\n</b>", add_special_tokens=False)["input_ids"])
+    assert found[-1] == len(theirs) - 1
+    assert 0 in found
 
 
 def test_how_far_a_cut_completion_reaches(encoders):

@@ -2,8 +2,8 @@
 
 Two positions align if the tokens they predict begin at the same byte of the completion, all bytes before it are equal,
 and so is the byte itself; or if both predict the end. So a position at which one side has text or a special token that
-the other has not, from its chat template for one, is left alone, and so is all behind it. White space with which one of
-two chat templates opens an answer and the other does not is left out of the count.
+the other has not is left alone, and so is all behind it. What a chat template opens an answer with, and white space,
+are left out of the count where the two texts have more in common without.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,12 @@ class TokenAlignment:
 
     def __init__(self, student: Encoder, teacher: Encoder) -> None:
         self._student, self._teacher = _meanings(student), _meanings(teacher)
+        self._openings = student.opening.encode(), teacher.opening.encode()
         self._encoder = teacher
 
     def pairs(self, student: Sequence[int], teacher: Sequence[int]) -> list[int]:
         """For each token of the student's completion the index of the teacher's token that aligns, or -1."""
-        return align(_spell(self._student, student), _spell(self._teacher, teacher))
+        return align(_spell(self._student, student), _spell(self._teacher, teacher), self._openings)
 
     def teacher_ids(self, student: Sequence[int]) -> list[int]:
         """A completion the student wrote in the teacher's tokens; with an end where the student's has one."""
@@ -43,20 +44,22 @@ class TokenAlignment:
 
     def reach(self, student: Sequence[int], teacher: Sequence[int]) -> int:
         """How many of the teacher's tokens, 1 or more, begin before the student's completion ends."""
-        own, theirs = _from_one_origin(_spell(self._student, student), _spell(self._teacher, teacher))
-        last = _starts(*own)[-1]
-        return max(1, sum(start <= last for start in _starts(*theirs)))
+        own, theirs = _spell(self._student, student), _spell(self._teacher, teacher)
+        origins, _ = _origins((_text(own), _text(theirs)), self._openings)
+        last = _starts(own, origins[0])[-1]
+        return max(1, sum(start <= last for start in _starts(theirs, origins[1])))
 
 
-def align(student: Sequence[Meaning], teacher: Sequence[Meaning]) -> list[int]:
-    """`TokenAlignment.pairs` of tokens given as what they stand for."""
-    own, theirs = _from_one_origin(student, teacher)
-    texts = _text(*own), _text(*theirs)
-    common = common_length(*texts)
-    if texts[0] == texts[1] and _special(student) == _special(teacher):
+def align(
+    student: Sequence[Meaning], teacher: Sequence[Meaning], openings: tuple[bytes, bytes] = (b"", b"")
+) -> list[int]:
+    """`TokenAlignment.pairs` of tokens given as what they stand for; `openings` are those of the two chat templates."""
+    texts = _text(student), _text(teacher)
+    origins, common = _origins(texts, openings)
+    if texts[0][origins[0] :] == texts[1][origins[1] :] and _special(student) == _special(teacher):
         common += 1  # the special token behind the text
-    at = {start: index for index, start in enumerate(_starts(*theirs)) if 0 <= start < common}
-    found = [at.get(start, -1) for start in _starts(*own)]
+    at = {start: index for index, start in enumerate(_starts(teacher, origins[1])) if 0 <= start < common}
+    found = [at.get(start, -1) for start in _starts(student, origins[0])]
     return found + [-1] * (len(student) - len(found))
 
 
@@ -87,18 +90,22 @@ def _ids_of(meanings: Sequence[Meaning]) -> dict[Meaning, list[int]]:
     return ids
 
 
-_Tokens = tuple[Sequence[Meaning], int]
-
-
 def _spell(meanings: Sequence[Meaning], ids: Sequence[int]) -> list[Meaning]:
     return [meanings[token] if token < len(meanings) else _NO_TOKEN for token in ids]
 
 
-def _from_one_origin(student: Sequence[Meaning], teacher: Sequence[Meaning]) -> tuple[_Tokens, _Tokens]:
-    """Both with the byte at which their common text begins: 0, or behind white space in which they differ."""
-    spaces = [text[: len(text) - len(text.lstrip())] for text in (_text(student), _text(teacher))]
-    origins = (0, 0) if spaces[0] == spaces[1] else (len(spaces[0]), len(spaces[1]))
-    return (student, origins[0]), (teacher, origins[1])
+def _origins(texts: tuple[bytes, bytes], openings: tuple[bytes, bytes]) -> tuple[tuple[int, int], int]:
+    """The bytes from which both texts are counted, and how many they have in common from there, as many as can be: 0,
+    or behind white space, or behind the openings and white space."""
+    best, most = (0, 0), common_length(*texts)
+    if most < min(map(len, texts)):
+        behind = tuple(text.removeprefix(opening) for text, opening in zip(texts, openings, strict=True))
+        for rests in (texts, behind):
+            own, theirs = (rest.lstrip() for rest in rests)
+            common = common_length(own, theirs)
+            if common > most:
+                best, most = (len(texts[0]) - len(own), len(texts[1]) - len(theirs)), common
+    return best, most
 
 
 def _plain(tokens: Sequence[Meaning]) -> list[bytes]:
@@ -116,8 +123,8 @@ def _special(tokens: Sequence[Meaning]) -> str | None:
     return next((token for token in tokens if isinstance(token, str)), None)
 
 
-def _text(tokens: Sequence[Meaning], origin: int = 0) -> bytes:
-    return b"".join(_plain(tokens))[origin:]
+def _text(tokens: Sequence[Meaning]) -> bytes:
+    return b"".join(_plain(tokens))
 
 
 def _starts(tokens: Sequence[Meaning], origin: int) -> list[int]:
