@@ -123,11 +123,14 @@ def _behind(tokenizer, text):
 
 
 @pytest.mark.parametrize("loss", ["forward_kl", "universal_logit"])
-def test_a_run_learns_and_logs_the_share(loss, foreign, train, teacher_of, logged):
+def test_a_run_learns_and_logs_the_share(loss, foreign, train, teacher_of, logged, rows):
     trainer = train(teacher_of(foreign), [loss], max_steps=12)
     losses, shares = logged(trainer, f"loss/{loss}"), logged(trainer, "aligned")
     assert losses[-1] < 0.8 * losses[0]
     assert all(0.2 < share < 1.0 for share in shares)
+    figures = trainer.evaluate(rows.select(range(4)))
+    assert 0.2 < figures["eval_aligned"] < 1.0
+    assert figures["eval_loss"] == pytest.approx(figures[f"eval_loss/{loss}"], rel=1e-3)
 
 
 def test_padding_packing_chunks_and_accumulation_change_nothing(foreign, train, teacher_of, logged, rows):

@@ -97,15 +97,20 @@ def _spell(meanings: Sequence[Meaning], ids: Sequence[int]) -> list[Meaning]:
 def _origins(texts: tuple[bytes, bytes], openings: tuple[bytes, bytes]) -> tuple[tuple[int, int], int]:
     """The bytes from which both texts are counted, and how many they have in common from there, as many as can be: 0,
     or behind white space, or behind the openings and white space."""
-    best, most = (0, 0), common_length(*texts)
+    best, most = (0, 0), _common_bytes(*texts)
     if most < min(map(len, texts)):
         behind = tuple(text.removeprefix(opening) for text, opening in zip(texts, openings, strict=True))
         for rests in (texts, behind):
             own, theirs = (rest.lstrip() for rest in rests)
-            common = common_length(own, theirs)
+            common = _common_bytes(own, theirs)
             if common > most:
                 best, most = (len(texts[0]) - len(own), len(texts[1]) - len(theirs)), common
     return best, most
+
+
+def _common_bytes(one: bytes, other: bytes) -> int:
+    shorter = min(len(one), len(other))
+    return shorter if one[:shorter] == other[:shorter] else common_length(one, other)
 
 
 def _plain(tokens: Sequence[Meaning]) -> list[bytes]:
