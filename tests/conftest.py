@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: a tokenizer and causal models made here, so that no test needs the network."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -52,6 +53,76 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=512
+    )
+
+
+@pytest.fixture(scope="session")
+def permuted_tokenizer(tiny_tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """The tokens of `tiny_tokenizer` under other ids."""
+    return _rebuilt(tiny_tokenizer, lambda index, size: (index * 7 + 5) % size)
+
+
+@pytest.fixture(scope="session")
+def wide_tokenizer() -> "PreTrainedTokenizerFast":
+    """A byte-level BPE of other merges than `tiny_tokenizer`, with a chat template whose turns end with `<turn>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # merges over words
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=450, special_tokens=["<end>", "<turn>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([part for text in SENTENCES for part in text.split(" . ")], trainer)
+    wide = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+    wide.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    wide.chat_template = (
+        "{%- for m in messages %}{{ m['role'] + ': ' + m['content'] + '<turn>' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    return wide
+
+
+@pytest.fixture(scope="session")
+def piece_tokenizer() -> "PreTrainedTokenizerFast":
+    """Sentencepiece's ways: `▁` for a space, one before a text, and byte fallback."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learnt = Tokenizer(models.BPE())
+    learnt.normalizer = spaces
+    learnt.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=160, show_progress=False))
+    model = json.loads(learnt.to_str())["model"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    merges = [tuple(merge) for merge in model["merges"]]
+    bpe = models.BPE(
+        {token: index for index, token in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True
+    )
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = spaces
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def _rebuilt(tokenizer: "PreTrainedTokenizerFast", place: "Callable[[int, int], int]") -> "PreTrainedTokenizerFast":
+    """`tokenizer` with the token of id i at `place(i, number of tokens)`."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    state["model"]["vocab"] = {token: place(index, len(vocab)) for token, index in vocab.items()}
+    for added in state["added_tokens"]:
+        added["id"] = place(added["id"], len(vocab))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), **tokenizer.special_tokens_map
     )
 
 

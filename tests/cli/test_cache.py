@@ -152,6 +152,13 @@ def test_what_cannot_be_built_is_said_in_a_line(changes, message, build, tmp_pat
     assert not list(tmp_path.glob("cache/*.shard"))
 
 
+def test_a_teacher_with_another_tokenizer_is_refused(build, wide_tokenizer, tiny_causal_lm, tmp_path, capsys):
+    for part in (tiny_causal_lm(1, vocab=len(wide_tokenizer)), wide_tokenizer):
+        part.save_pretrained(tmp_path / "teacher")
+    assert build(tmp_path / "cache", teacher_model_name_or_path=str(tmp_path / "teacher")) == 2
+    assert "has another tokenizer than the student, and a cache holds log-probabilities" in capsys.readouterr().err
+
+
 def test_a_cache_of_another_selection_is_refused(build, tmp_path, capsys):
     assert build(tmp_path) == 0
     assert build(tmp_path, top_k=21) == 2

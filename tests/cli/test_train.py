@@ -157,10 +157,16 @@ def test_a_teacher_with_another_tokenizer(options, saved_models, tmp_path, train
     vocabulary["q"], vocabulary["z"] = vocabulary["z"], vocabulary["q"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     capfd.readouterr()
-    options |= {"teacher_model_name_or_path": str(other)}
+    options |= {"teacher_model_name_or_path": str(other), "losses": ["logit_mse"]}
     line = rejected(capfd, options, train_here(options))
     assert f"the teacher '{other}' has another tokenizer: 2 of the student's 370 tokens differ, e.g. 'q' is" in line
-    assert "Use a teacher with the student's tokenizer, or train on the teacher's text alone" in line
+    assert (
+        "forward_kl or universal_logit, a teacher with the student's tokenizer, or train on the teacher's text" in line
+    )
+    options |= {"losses": ["forward_kl"], "max_steps": 1}
+    assert train_here(options) == 0
+    state = json.loads(Path(options["output_dir"], "trainer_state.json").read_text())
+    assert state["log_history"][0]["aligned"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,24 @@
 """Where two tokenizations of one completion begin a token at the same byte, and which tokens two vocabularies share.
 
-Two positions align if the tokens they predict begin at the same byte of the completion, and all bytes before it are
-equal. The first positions align, and no position behind a special token does: that is no text. White space with which
-one of two chat templates opens an answer and the other does not is left out of the count.
+Two positions align if the tokens they predict begin at the same byte of the completion, all bytes before it are equal,
+and so is the byte itself; or if both predict the end. So a position at which one side has text or a special token that
+the other has not is left alone, and so is all behind it. What a chat template opens an answer with, and white space,
+are left out of the count where the two texts have more in common without.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from trl_distill_plugins.prompts.encoding import Encoder, common_length
-from trl_distill_plugins.prompts.token_bytes import TokenBytes, token_bytes
+from trl_distill_plugins.prompts.token_bytes import token_bytes
 
+# What a token stands for: text, or the name of a special token. All ends have one name.
+Meaning = bytes | str
 # The tokens of the student and those of the teacher that mean the same.
 SharedClass = tuple[list[int], list[int]]
+
+END = "end"
+_NO_TOKEN = ""
 
 
 class TokenAlignment:
@@ -21,25 +28,38 @@ class TokenAlignment:
     """
 
     def __init__(self, student: Encoder, teacher: Encoder) -> None:
-        self._student, self._teacher = token_bytes(student.tokenizer), token_bytes(teacher.tokenizer)
+        self._student, self._teacher = _meanings(student), _meanings(teacher)
+        self._openings = student.opening.encode(), teacher.opening.encode()
+        self._encoder = teacher
 
     def pairs(self, student: Sequence[int], teacher: Sequence[int]) -> list[int]:
         """For each token of the student's completion the index of the teacher's token that aligns, or -1."""
-        return align(_spell(self._student, student), _spell(self._teacher, teacher))
+        return align(_spell(self._student, student), _spell(self._teacher, teacher), self._openings)
+
+    def teacher_ids(self, student: Sequence[int]) -> list[int]:
+        """A completion the student wrote in the teacher's tokens; with an end where the student's has one."""
+        tokens = _spell(self._student, student)
+        ids = self._encoder.continuation_ids(_text(tokens).decode(errors="replace"))
+        return ids if _special(tokens) is None else [*ids, self._encoder.eos_token_id]
 
     def reach(self, student: Sequence[int], teacher: Sequence[int]) -> int:
         """How many of the teacher's tokens, 1 or more, begin before the student's completion ends."""
-        own, theirs = _from_one_origin(_spell(self._student, student), _spell(self._teacher, teacher))
-        last = _starts(*own)[-1]
-        return max(1, sum(start <= last for start in _starts(*theirs)))
+        own, theirs = _spell(self._student, student), _spell(self._teacher, teacher)
+        origins, _ = _origins((_text(own), _text(theirs)), self._openings)
+        last = _starts(own, origins[0])[-1]
+        return max(1, sum(start <= last for start in _starts(theirs, origins[1])))
 
 
-def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> list[int]:
-    """`TokenAlignment.pairs` of tokens given as their bytes, None being a special token."""
-    own, theirs = _from_one_origin(student, teacher)
-    common = common_length(_text(*own), _text(*theirs))
-    at = {start: index for index, start in enumerate(_starts(*theirs)) if 0 <= start <= common}
-    found = [at.get(start, -1) if start >= 0 else -1 for start in _starts(*own)]
+def align(
+    student: Sequence[Meaning], teacher: Sequence[Meaning], openings: tuple[bytes, bytes] = (b"", b"")
+) -> list[int]:
+    """`TokenAlignment.pairs` of tokens given as what they stand for; `openings` are those of the two chat templates."""
+    texts = _text(student), _text(teacher)
+    origins, common = _origins(texts, openings)
+    if texts[0][origins[0] :] == texts[1][origins[1] :] and _special(student) == _special(teacher):
+        common += 1  # the special token behind the text
+    at = {start: index for index, start in enumerate(_starts(teacher, origins[1])) if 0 <= start < common}
+    found = [at.get(start, -1) for start in _starts(student, origins[0])]
     return found + [-1] * (len(student) - len(found))
 
 
@@ -48,36 +68,71 @@ def shared_classes(student: Encoder, teacher: Encoder) -> list[SharedClass]:
 
     Several tokens of one tokenizer may have the same bytes (`A` and `<0x41>`), and there may be several ends.
     """
-    ends = (student.end_ids, teacher.end_ids)
-    own, theirs = (_meanings(side, end) for side, end in zip((student, teacher), ends, strict=True))
-    return [ends, *((ids, theirs[meaning]) for meaning, ids in own.items() if meaning in theirs)]
+    own, theirs = (_ids_of(_meanings(side)) for side in (student, teacher))
+    return [(ids, theirs[meaning]) for meaning, ids in own.items() if meaning in theirs]
 
 
-_Tokens = tuple[Sequence[bytes | None], int]
+@lru_cache(maxsize=8)
+def _meanings(encoder: Encoder) -> tuple[Meaning, ...]:
+    """What each token stands for, by its id."""
+    names = dict.fromkeys(encoder.end_ids, END)
+    for index, added in encoder.tokenizer.added_tokens_decoder.items():
+        names.setdefault(index, f"special {added.content}")
+    table = token_bytes(encoder.tokenizer)
+    return tuple(names.get(index, _NO_TOKEN) if piece is None else piece for index, piece in enumerate(table))
 
 
-def _spell(table: TokenBytes, ids: Sequence[int]) -> list[bytes | None]:
-    return [table[token] if token < len(table) else None for token in ids]
+def _ids_of(meanings: Sequence[Meaning]) -> dict[Meaning, list[int]]:
+    ids: dict[Meaning, list[int]] = {}
+    for index, meaning in enumerate(meanings):
+        if meaning != _NO_TOKEN:
+            ids.setdefault(meaning, []).append(index)
+    return ids
 
 
-def _from_one_origin(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> tuple[_Tokens, _Tokens]:
-    """Both with the byte at which their common text begins: 0, or behind white space in which they differ."""
-    spaces = [text[: len(text) - len(text.lstrip())] for text in (_text(student), _text(teacher))]
-    origins = (0, 0) if spaces[0] == spaces[1] else (len(spaces[0]), len(spaces[1]))
-    return (student, origins[0]), (teacher, origins[1])
+def _spell(meanings: Sequence[Meaning], ids: Sequence[int]) -> list[Meaning]:
+    return [meanings[token] if token < len(meanings) else _NO_TOKEN for token in ids]
 
 
-def _plain(tokens: Sequence[bytes | None]) -> list[bytes]:
+def _origins(texts: tuple[bytes, bytes], openings: tuple[bytes, bytes]) -> tuple[tuple[int, int], int]:
+    """The bytes from which both texts are counted, and how many they have in common from there, as many as can be: 0,
+    or behind white space, or behind the openings and white space."""
+    best, most = (0, 0), _common_bytes(*texts)
+    if most < min(map(len, texts)):
+        behind = tuple(text.removeprefix(opening) for text, opening in zip(texts, openings, strict=True))
+        for rests in (texts, behind):
+            own, theirs = (rest.lstrip() for rest in rests)
+            common = _common_bytes(own, theirs)
+            if common > most:
+                best, most = (len(texts[0]) - len(own), len(texts[1]) - len(theirs)), common
+    return best, most
+
+
+def _common_bytes(one: bytes, other: bytes) -> int:
+    shorter = min(len(one), len(other))
+    return shorter if one[:shorter] == other[:shorter] else common_length(one, other)
+
+
+def _plain(tokens: Sequence[Meaning]) -> list[bytes]:
     """The tokens before the first special one."""
-    end = next((index for index, token in enumerate(tokens) if token is None), len(tokens))
-    return [token for token in tokens[:end] if token is not None]
+    plain: list[bytes] = []
+    for token in tokens:
+        if isinstance(token, str):
+            break
+        plain.append(token)
+    return plain
 
 
-def _text(tokens: Sequence[bytes | None], origin: int = 0) -> bytes:
-    return b"".join(_plain(tokens))[origin:]
+def _special(tokens: Sequence[Meaning]) -> str | None:
+    """The first special token."""
+    return next((token for token in tokens if isinstance(token, str)), None)
 
 
-def _starts(tokens: Sequence[bytes | None], origin: int) -> list[int]:
+def _text(tokens: Sequence[Meaning]) -> bytes:
+    return b"".join(_plain(tokens))
+
+
+def _starts(tokens: Sequence[Meaning], origin: int) -> list[int]:
     """The byte at which each token begins, counted from `origin`, up to and with the first special token."""
     plain = _plain(tokens)
     starts, at = [], -origin
@@ -85,14 +140,3 @@ def _starts(tokens: Sequence[bytes | None], origin: int) -> list[int]:
         starts.append(at)
         at += len(token)
     return starts if len(plain) == len(tokens) else [*starts, at]
-
-
-def _meanings(encoder: Encoder, ends: list[int]) -> dict[bytes | str, list[int]]:
-    """The ids of each meaning: bytes for text, a name for a special token that is no end."""
-    names = {index: added.content for index, added in encoder.tokenizer.added_tokens_decoder.items() if added.special}
-    meanings: dict[bytes | str, list[int]] = {}
-    for index, piece in enumerate(token_bytes(encoder.tokenizer)):
-        meaning = names.get(index) if piece is None else piece
-        if meaning is not None and index not in ends:
-            meanings.setdefault(meaning, []).append(index)
-    return meanings

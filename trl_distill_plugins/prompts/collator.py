@@ -54,8 +54,10 @@ class ViewCollator:
         student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
-        own = [teacher_view(row) for row in examples]
-        teacher = self._collate_members(own) if MEMBERS in own[0] else self._collate(own)
+        views = [teacher_view(row) for row in examples]
+        teacher = self._collate_members(views) if MEMBERS in views[0] else self._collate(views)
+        if not self.same_tokens:  # the student's padding token may be none of the teacher's
+            teacher["input_ids"].clamp_(max=max(max(view["input_ids"]) for view in views))
         check = _check_alignment if self.same_tokens else _check_completions
         for labels in _by_reader(student["labels"], teacher):
             check(student["labels"], labels)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _ANCHORS = ("\n", ":")
 _PROBE = "a"
+_ANSWER = "xyzzy"
 
 
 class Encoder:
@@ -55,12 +56,23 @@ class Encoder:
         """The tokens with which a completion may end: `eos_token`, and the one that ends an answer in a chat."""
         special = {self.eos_token_id, *self.tokenizer.all_special_ids}
         special |= {index for index, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        answer = self._probe_answer
+        ids = self._ids(answer) if isinstance(answer, str) else answer
+        return list(dict.fromkeys([self.eos_token_id, *[token for token in ids if token in special][-1:]]))
+
+    @cached_property
+    def opening(self) -> str:
+        """The text with which the chat template opens an answer, behind the generation prompt."""
+        answer = self._probe_answer
+        return answer[: max(0, answer.find(_ANSWER))] if isinstance(answer, str) else ""
+
+    @cached_property
+    def _probe_answer(self) -> str | list[int]:
+        """What the chat template makes of an answer; nothing if there is none, or one for other conversations."""
         try:
-            _, answer = self.encode([{"role": "user", "content": _PROBE}], _PROBE, SourceRow({}, "probe"))
-        except (ConfigError, DataError):  # no chat template, or one for other conversations
-            answer = []
-        closing = [token for token in answer if token in special][-1:]
-        return list(dict.fromkeys([self.eos_token_id, *closing]))
+            return self._split([{"role": "user", "content": _PROBE}], _ANSWER, SourceRow({}, "probe"))[1]
+        except (ConfigError, DataError):
+            return ""
 
     def generation_ids(self, prompt: Prompt, row: SourceRow) -> list[int]:
         """Ids to generate from: the whole prompt, for chat messages with the generation prompt."""
@@ -76,7 +88,7 @@ class Encoder:
     def encode(self, prompt: Prompt, completion: Completion, row: SourceRow) -> tuple[list[int], list[int]]:
         """Return the ids of prompt and completion for training."""
         prompt_ids, answer = self._split(prompt, completion, row)
-        ids = self._completion_ids(answer) if isinstance(answer, str) else answer
+        ids = self.continuation_ids(answer) if isinstance(answer, str) else answer
         if not ids:
             raise DataError(f"{row.where}: the tokenizer makes no token of the completion; remove the row")
         needs_end = isinstance(prompt, str) and not row.is_truncated and ids[-1] != self.eos_token_id
@@ -101,7 +113,7 @@ class Encoder:
         length = common_length(opened_ids, full_ids)
         return self._started(full_ids[:length]), full_ids[length:]
 
-    def _completion_ids(self, text: str) -> list[int]:
+    def continuation_ids(self, text: str) -> list[int]:
         """Ids of `text` without the space that some tokenizers put before a text: what follows an anchor."""
         for anchor in _ANCHORS if self._adds_space else ():
             before, both = self._ids(anchor), self._ids(anchor + text)

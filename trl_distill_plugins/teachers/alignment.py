@@ -14,14 +14,14 @@ from trl_distill_plugins.prompts.encoding import Encoder
 
 
 class TeacherAlignment:
-    """Turns a signal about the teacher's tokens into one about the student's.
+    """Turns a signal about the teacher's tokens into one about the student's; `tokens` aligns a single completion.
 
     Raises `ConfigError` for a tokenizer whose tokens have no bytes of their own.
     """
 
     def __init__(self, student_tokenizer: Any, teacher_tokenizer: Any) -> None:
         student, teacher = Encoder(student_tokenizer), Encoder(teacher_tokenizer, "teacher")
-        self._alignment = TokenAlignment(student, teacher)
+        self.tokens = TokenAlignment(student, teacher)
         self._vocabulary = SharedVocabulary.of(shared_classes(student, teacher))
 
     def __call__(self, signal: DenseSignal, labels: Tensor, teacher_labels: Tensor) -> DenseSignal:
@@ -43,6 +43,6 @@ class TeacherAlignment:
         start = 0
         for row, own_row in zip(completions_of(labels), completions_of(teacher_labels), strict=True):
             for completion, own in zip(row, own_row, strict=True):
-                found += [index + start if index >= 0 else -1 for index in self._alignment.pairs(completion, own)]
+                found += [index + start if index >= 0 else -1 for index in self.tokens.pairs(completion, own)]
                 start += len(own)
         return found

@@ -71,13 +71,18 @@ class LocalTeacher(Teacher):
         return self._tokenizer if self._is_foreign else None
 
     def check_student(self, tokenizer: Any) -> None:
-        """Find the teacher's tokenizer. Raise `TeacherError` if there is none and the model lacks tokens of the
-        student's."""
+        """Find the teacher's tokenizer. Raise `TeacherError` if the model lacks tokens of it, or, where there is none,
+        of the student's."""
         own = self._own_tokenizer()
         self._is_foreign = own is not None and difference_of(tokenizer, own) is not None
         self._tokenizer = own if self._is_foreign else tokenizer
         width = self.model.config.get_text_config().vocab_size
         if self._is_foreign:
+            if len(own) > width:
+                raise TeacherError(
+                    f"the tokenizer of the teacher {self} has {len(own)} tokens and its model only {width}; resize the "
+                    "model's embeddings, or give it its own tokenizer"
+                )
             return
         if len(tokenizer) > width:
             raise TeacherError(

@@ -51,10 +51,10 @@ class OnPolicyDistillationMixin(DistillationMixin):
                 "with seq_kd the teacher writes completions during training, which takes a model in memory; set "
                 "teacher_model_name_or_path to one, or seq_kd: false"
             )
-        if teacher is not None and teacher.tokenizer is not None:
+        if self.seq_kd and getattr(teacher, "tokenizer", None) is not None:
             raise ConfigError(
-                f"the teacher {teacher} has another tokenizer, in which completions written during training cannot be "
-                "given to it yet; set trainer: sft, or use a teacher with the student's tokenizer"
+                f"with seq_kd the teacher writes in the student's tokens, and {teacher} has another tokenizer; set "
+                "seq_kd: false, or trainer: sft, which has completions that rows lack written before training"
             )
         if teacher is not None and isinstance(teacher.prompts(self.args.template("teacher")), PanelTemplates):
             raise ConfigError(
@@ -118,7 +118,10 @@ class OnPolicyDistillationMixin(DistillationMixin):
         for prefix in ("", PREFIX):
             if prefix + "input_ids" not in batch:
                 continue
-            for row, prompt, completion in zip(rows, _prompts(batch, prefix), written, strict=True):
+            answers = written
+            if prefix and self._alignment is not None:
+                answers = [self._alignment.tokens.teacher_ids(completion) for completion in written]
+            for row, prompt, completion in zip(rows, _prompts(batch, prefix), answers, strict=True):
                 row[prefix + "input_ids"] = prompt + completion
                 row[prefix + "labels"] = [IGNORE_INDEX] * len(prompt) + completion
         device = batch["input_ids"].device
