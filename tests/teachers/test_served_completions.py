@@ -33,7 +33,7 @@ def write(tmp_path, tiny_tokenizer):
             )
             for text in texts
         ]  # fmt: skip
-        store = CompletionStore(tmp_path, Ranks())
+        store = CompletionStore(tmp_path / "completions.jsonl", Ranks())
         return write_completions(requests, teacher, GENERATION, store, batch_size=batch_size, description="test")
 
     return run
