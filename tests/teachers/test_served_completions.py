@@ -29,11 +29,11 @@ def write(tmp_path, tiny_tokenizer):
                 TeacherPrompt(
                     [{"role": "user", "content": text}] if chat else text, tiny_tokenizer(text)["input_ids"]
                 ),
-                text, str(teacher), GENERATION,
+                {"prompt": text}, str(teacher), GENERATION,
             )
             for text in texts
         ]  # fmt: skip
-        store = CompletionStore(tmp_path / "completions.jsonl", Ranks())
+        store = CompletionStore(tmp_path / "teacher_completions.jsonl", Ranks())
         return write_completions(requests, teacher, GENERATION, store, batch_size=batch_size, description="test")
 
     return run
