@@ -16,6 +16,7 @@ from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX, SEQ_LENGTHS, ViewCollator, teacher_view
 from trl_distill_plugins.prompts.panel import MEMBERS
+from trl_distill_plugins.prompts.weights import WEIGHTS_COLUMN
 from trl_distill_plugins.teachers.alignment import TeacherAlignment
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
@@ -30,6 +31,7 @@ from trl_distill_plugins.trainers.preconditions import (
     load_teacher,
     load_tokenizer,
     refuse_unsupported,
+    refuse_weights,
 )
 from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 # The key of a batch that says whether the student wrote its completions.
 ON_POLICY = "on_policy"
+
+_PARENTS_LOSS = "TRL's own loss ignores; set losses: [cross_entropy], the same loss with weights"
 
 
 class DistillationMixin:
@@ -78,6 +82,7 @@ class DistillationMixin:
                 teacher_model = getattr(args, "teacher_model_name_or_path", None)
             self._init_distillation(args, teacher_model, arguments)
         elif teacher_model is None:
+            refuse_weights(_datasets(arguments), _PARENTS_LOSS)
             super().__init__(**arguments)
         else:
             raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
@@ -85,14 +90,17 @@ class DistillationMixin:
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
         check_teacher_given(args, objective, teacher_model, arguments.get("model"))
-        names = () if arguments.get("formatting_func") is not None else ("train_dataset", "eval_dataset")
-        datasets = [arguments.get(name) for name in names]
+        datasets = [] if arguments.get("formatting_func") is not None else [*_datasets(arguments).values()]
         is_asked = self._student_completes or objective is None or objective.needs_teacher
         if teacher_model is not None and not is_asked and ViewPreparation.all_complete(datasets):
             logger.warning("No loss compares with the teacher, and every row has its completion: it is not loaded")
             teacher_model = None
         builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
         check_row_format(arguments, builds_views=builds_views)
+        if objective is None:
+            refuse_weights(_datasets(arguments), _PARENTS_LOSS)
+        elif arguments.get("formatting_func") is not None:
+            refuse_weights(_datasets(arguments), "formatting_func makes one text of; give prompts and completions")
         if objective is None and not builds_views:
             self._init_parent(arguments)
             return
@@ -156,6 +164,8 @@ class DistillationMixin:
         """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
+        elif not isinstance(eval_dataset, str):
+            refuse_weights({"eval_dataset": eval_dataset}, "this trainer, made without, does not read; make one with")
         if self.objective is not None:
             self._figures["eval"] = self._new_figures()  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
@@ -163,7 +173,8 @@ class DistillationMixin:
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         teacher_columns = {PREFIX + column for column in ("input_ids", "labels", SEQ_LENGTHS, MEMBERS)}
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(teacher_columns)]))
+        added = (WEIGHTS_COLUMN, *sorted(teacher_columns))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *added]))
 
     def compute_loss(
         self: Any,
@@ -178,10 +189,15 @@ class DistillationMixin:
         objective = self.objective.at(progress_of(self.state))
         student = {key: value for key, value in inputs.items() if not key.startswith(PREFIX)}
         labels, on_policy = student.pop("labels"), student.pop(ON_POLICY, False)
+        weights = student.pop(WEIGHTS_COLUMN, None)
         trained = labels[:, 1:] != IGNORE_INDEX
         signal = self._teacher_signal(inputs, student, trained) if objective.needs_teacher else None
         positions = TrainedPositions(
-            labels[:, 1:][trained], trained, on_policy, self._normalizer(trained, num_items_in_batch)
+            labels[:, 1:][trained],
+            trained,
+            on_policy,
+            self._normalizer(trained, num_items_in_batch),
+            None if weights is None else weights[:, 1:][trained],
         )
         output = student_pass(self, model, objective, student, positions, signal)
         if signal is not None:
@@ -251,6 +267,10 @@ class DistillationMixin:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if self.objective is not None and checkpoint is not None:
             self._progress.load(checkpoint)
+
+
+def _datasets(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: arguments.get(f"{name}_dataset") for name in ("train", "eval")}
 
 
 def _prefix_of(logs: dict[str, float]) -> str:

@@ -1,13 +1,16 @@
 """What a distillation run needs before it can start, and what it cannot do."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from trl_distill_plugins.errors import ConfigError, TeacherError, load_failure
+from trl_distill_plugins.errors import ConfigError, DataError, TeacherError, load_failure
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.sparse import check_form
 from trl_distill_plugins.losses.vocabulary import copes
+from trl_distill_plugins.prompts.files import name_of
+from trl_distill_plugins.prompts.weights import weights_in
 from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.local import difference_of
@@ -36,6 +39,24 @@ def check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
             "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
             "out and give the rows prompts and completions"
         )
+
+
+def refuse_weights(datasets: Mapping[str, Any], why: str) -> None:
+    """Raise `DataError` if there are token weights where they would be ignored.
+
+    Args:
+        datasets: by the names errors call them: a dataset, several by name, or None.
+        why: says who ignores them, and what would work.
+    """
+    parts = {
+        name if key is None else key: part
+        for name, data in datasets.items()
+        for key, part in (data.items() if isinstance(data, dict) else [(None, data)])
+    }
+    for name, part in parts.items():
+        what = weights_in(part) if part else ""
+        if what:
+            raise DataError(f"{name_of(part, name)}: {what} weighs tokens, which {why}, or remove it")
 
 
 def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
