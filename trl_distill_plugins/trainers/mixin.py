@@ -165,7 +165,9 @@ class DistillationMixin:
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
         elif not isinstance(eval_dataset, str):
-            refuse_weights({"eval_dataset": eval_dataset}, "this trainer, made without, does not read; make one with")
+            refuse_weights(
+                {"eval": eval_dataset}, "a trainer made for rows without weights does not read; make one for both"
+            )
         if self.objective is not None:
             self._figures["eval"] = self._new_figures()  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
