@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
             f"its path, teacher_model_name_or_path: {model.model_name_or_path}"
         )
     selection = cache.selection
+    # Whatever the losses of the training run are: without one that compares, the teacher would not be loaded.
+    training.losses, training.distill_alpha, training.distill_temperature = ["forward_kl"], None, None
     trainer = make_trainer(arguments, training, model)
     return _build(trainer, training, Path(str(folder)), selection, repair=cache.repair)
 
@@ -112,8 +114,6 @@ def _check_teacher(teacher: Any, selection: Selection) -> None:
         raise ConfigError(
             "a cache is built from a teacher in memory or on a server; set teacher_model_name_or_path to one"
         )
-    if teacher.form == "text":
-        raise ConfigError(f"the teacher {teacher} gives text only, no probabilities to keep; train on its completions")
     if teacher.form != "dense" and isinstance(selection, Samples):
         raise ConfigError("samples are drawn from whole distributions, and this teacher names only some; set top_k")
 
