@@ -36,10 +36,10 @@ def weights_in(dataset: "Dataset | IterableDataset") -> str:
     if not isinstance(dataset, Dataset):
         known = getattr(dataset, "features", None)
         if known is not None:  # the other columns may be images, and slow
-            columns = [column for column in (WEIGHTS_COLUMN, WEIGHT, *_MESSAGE_COLUMNS) if column in known]
-            if not columns:
+            shown = [column for column in (WEIGHTS_COLUMN, WEIGHT, *_MESSAGE_COLUMNS) if column in known]
+            if not shown:
                 return ""
-            dataset = dataset.select_columns(columns)
+            dataset = dataset.select_columns(shown)
         return next(filter(None, map(weights_of, islice(dataset, _PEEKED))), "")
     for column in (WEIGHTS_COLUMN, WEIGHT):
         if column in dataset.column_names and dataset.data.column(column).null_count < len(dataset.data):
