@@ -10,8 +10,8 @@ from datasets import Dataset, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tests.prompts.test_view_packing import trl_collator
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.prompts.collator import ViewCollator
 from trl_distill_plugins.prompts.packing import pack_views
@@ -235,7 +235,7 @@ def test_each_token_keeps_its_weight_through_packing_and_collating(plain_tokeniz
     views = prepare_views(Dataset.from_list(rows), builder, "train")
     if packs:
         views = pack_views(views, lambda data, length: pack_dataset(data, length, "bfd"), 16)
-    batch = ViewCollator(trl_collator(**options))(views.to_list())
+    batch = ViewCollator(DataCollatorForLanguageModeling(pad_token_id=3, **options))(views.to_list())
     expected = {}
     for row in rows:
         for token, label, weight in zip(row["input_ids"], row["labels"], row["loss_weights"], strict=True):
