@@ -72,6 +72,7 @@ def test_finished_stages_are_not_run_again(run, options):
     code, lines = run(stages, lambda argv: pytest.fail("nothing is left to do"))
     assert code == 0
     assert [line.partition(": ")[2].split(",")[0] for line in lines] == ["finished before"] * 2
+    assert run(stages | {"num_processes": 1, "accelerate_config": "cpu"})[0] == 0
     with pytest.raises(ConfigError, match=r"stage imitate is finished, and ran with learning_rate: 0\.01, not 0\.5"):
         run(stages | {"learning_rate": 0.5})
 

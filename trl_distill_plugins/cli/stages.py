@@ -25,6 +25,7 @@ import yaml
 from trl_distill_plugins.cli import generate
 from trl_distill_plugins.cli.launch import exit_code
 from trl_distill_plugins.cli.stage_plan import Stage, output_folder, plan_stages
+from trl_distill_plugins.cli.train import LAUNCH_OPTIONS
 from trl_distill_plugins.errors import ConfigError
 
 RECORD = "stages.json"
@@ -121,5 +122,7 @@ class _Record:
 
 
 def _as_json(stage: Stage) -> dict[str, Any]:
-    options: dict[str, Any] = json.loads(json.dumps({"command": stage.command, **stage.options}, default=str))
+    """The options that make a stage what it is: not on how many processes it ran."""
+    own = {name: value for name, value in stage.options.items() if name not in LAUNCH_OPTIONS}
+    options: dict[str, Any] = json.loads(json.dumps({"command": stage.command, **own}, default=str))
     return options
