@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl_distill_plugins.cli.train import option_in, read_config
+from trl_distill_plugins.cli.train import option_in, read_config, wants_help
 from trl_distill_plugins.cli.train_worker import make_trainer, parse_arguments
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
@@ -17,6 +17,8 @@ from trl_distill_plugins.teachers.cache.header import make_header
 from trl_distill_plugins.teachers.cache.selection import Samples, Selection, TopK
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import Ranks
+
+COMMAND = "trl-distill cache build"
 
 
 @dataclass
@@ -48,11 +50,11 @@ class CacheArguments:
 def main(argv: list[str]) -> int:
     """Parse, prepare the rows as training does, ask the teacher, write."""
     folder = option_in(argv, "cache_dir") or read_config(argv).get("cache_dir")
-    if "-h" not in argv and "--help" not in argv:
+    if not wants_help(argv):
         if not folder:
             raise ConfigError("cache_dir is missing: name the folder of the cache")
         argv = [*argv, "--output_dir", str(folder)]  # for the completions the teacher writes
-    arguments, training, model, cache = parse_arguments(argv, CacheArguments)
+    arguments, training, model, cache = parse_arguments(argv, CacheArguments, command=COMMAND)
     if arguments.trainer != "sft":
         raise ConfigError("a cache holds what a teacher says of texts that are there before training; set trainer: sft")
     if training.teacher_model_name_or_path is None:
@@ -131,4 +133,4 @@ def _documents(trainer: Any) -> Iterator[Document]:
 if __name__ == "__main__":
     from trl_distill_plugins.cli.worker import exit_with, run
 
-    exit_with(run(sys.argv[1:], "trl-distill cache build", "trl_distill_plugins.cli.cache_build"))
+    exit_with(run(sys.argv[1:], COMMAND, "trl_distill_plugins.cli.cache_build"))

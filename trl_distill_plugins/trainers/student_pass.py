@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,13 @@ class TrainedPositions:
     trained: Tensor
     on_policy: bool
     normalizer: Tensor
-    weights: Tensor | None = None
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, labels: Tensor, weights: Tensor | None, trained: Tensor, on_policy: bool, normalizer: Tensor) -> Self:
+        """Pick them from a batch's `labels` and `weights`, `[B, T]`."""
+        own = None if weights is None else weights[:, 1:][trained]
+        return cls(labels[:, 1:][trained], trained, on_policy, normalizer, own)
 
 
 def student_pass(
