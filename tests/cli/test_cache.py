@@ -59,7 +59,9 @@ def test_a_cache_of_rows_with_weights_is_found_with_any_weights_above_0(build, t
 
     def write(name, weights):
         pairs = zip(numbers, weights, strict=True)
-        return write_rows(tmp_path / name, [{"prompt": f"{n} :", "completion": " fox", "weight": w} for n, w in pairs])
+        return write_rows(
+            tmp_path / name, [{"prompt": f"{n} :", "completion": " fox", "completion_weight": w} for n, w in pairs]
+        )
 
     first, second = write("first.jsonl", [0.5, 0, 2, 1] * 2), write("second.jsonl", [1, 0, 0.25, 4] * 2)
     zero = write("zero.jsonl", [1, 1, 1, 1] * 2)

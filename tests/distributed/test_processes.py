@@ -57,7 +57,11 @@ def test_token_weights_have_one_curve(trainer, run_on, tmp_path):
     """The ranks have other weights, and a row of weight 0 is no row on either."""
     weights = [0.25, 2, 0, 1, 0.5, 3]
     made = [
-        {"prompt": f"{WORDS[i % 6]} {i} :", "completion": f" {WORDS[i % 5]}" * (1 + i % 3), "weight": weights[i % 6]}
+        {
+            "prompt": f"{WORDS[i % 6]} {i} :",
+            "completion": f" {WORDS[i % 5]}" * (1 + i % 3),
+            "completion_weight": weights[i % 6],
+        }
         for i in range(14)
     ]
     rows = write_rows(tmp_path / "weighted.jsonl", made)

@@ -64,9 +64,9 @@ def test_the_weight_of_an_answer_is_that_of_its_tokens(stream, chat_tokenizer):
 
 
 def test_a_rows_weight_multiplies_those_of_its_completions_messages(chat_tokenizer, plain_tokenizer):
-    (view,) = prepared(ViewBuilder(plain_tokenizer), {"prompt": "a", "completion": "b", "weight": 0.5})
+    (view,) = prepared(ViewBuilder(plain_tokenizer), {"prompt": "a", "completion": "b", "completion_weight": 0.5})
     assert parts(plain_tokenizer, view) == [("b<eos>", 0.5)]
-    row = {"prompt": [USER], "completion": [answer(weight=0.5)], "weight": 3}
+    row = {"prompt": [USER], "completion": [answer(weight=0.5)], "completion_weight": 3}
     (view,) = prepared(ViewBuilder(chat_tokenizer), row)
     assert parts(chat_tokenizer, view) == [("It is 42.<|im_end|>\n", 1.5)]
 
@@ -174,7 +174,7 @@ def test_tokenised_rows_are_brought_in_step_and_cut_as_trl_cuts_them(stream, pla
     assert prepared(builder, view, stream=stream) == [view]
     (view,) = prepared(builder, TOKENISED, stream=stream, cut=slice(-2, None))
     assert view == {"input_ids": [8, 9], "labels": [-100, 9], "loss_weights": [0.0, 2.0]}
-    (view,) = prepared(builder, {**TOKENISED, "weight": 4}, stream=stream, cut=slice(3))
+    (view,) = prepared(builder, {**TOKENISED, "completion_weight": 4}, stream=stream, cut=slice(3))
     assert view == {"input_ids": [5, 6, 7], "labels": [-100, -100, 7], "loss_weights": [0.0, 0.0, 2.0]}
 
 
@@ -194,7 +194,7 @@ def test_tokenised_rows_with_two_views_lose_the_same_labels(plain_tokenizer, wid
 
 
 def test_rows_of_weight_0_are_left_out_and_counted(plain_tokenizer, caplog):
-    rows = [{"prompt": "a", "completion": "b", "weight": weight} for weight in (0, 1, 0.0)]
+    rows = [{"prompt": "a", "completion": "b", "completion_weight": weight} for weight in (0, 1, 0.0)]
     with caplog.at_level("WARNING", "trl_distill_plugins"):
         assert len(prepared(ViewBuilder(plain_tokenizer), *rows)) == 1
     assert caplog.messages == ["train: 2 of 3 rows have weight 0 and are left out"]
@@ -204,7 +204,10 @@ def test_rows_of_weight_0_are_left_out_and_counted(plain_tokenizer, caplog):
 
 def test_rows_the_student_completes_stay_though_they_train_nothing_yet(plain_tokenizer):
     builder = ViewBuilder(plain_tokenizer, completion_required=False)
-    rows = [{"prompt": "a", "completion": None, "weight": 0.5}, {"prompt": "a", "completion": "b", "weight": 0.5}]
+    rows = [
+        {"prompt": "a", "completion": None, "completion_weight": 0.5},
+        {"prompt": "a", "completion": "b", "completion_weight": 0.5},
+    ]
     views = prepared(builder, *rows)
     assert [sum(view["loss_weights"]) for view in views] == [0.0, 1.0]
 
@@ -253,7 +256,10 @@ def test_each_token_keeps_its_weight_through_packing_and_collating(plain_tokeniz
 
 
 def test_rows_without_weights_have_no_column_of_them(plain_tokenizer, chat_tokenizer, tmp_path):
-    rows = [{"prompt": "a", "completion": "b", "weight": None}, {"prompt": "c", "completion": "d", "weight": None}]
+    rows = [
+        {"prompt": "a", "completion": "b", "completion_weight": None},
+        {"prompt": "c", "completion": "d", "completion_weight": None},
+    ]
     dataset = Dataset.from_list(rows)
     views = prepare_views(dataset, ViewBuilder(plain_tokenizer), "train")
     assert views.column_names == ["input_ids", "labels"]
@@ -281,7 +287,10 @@ BAD = [-1, -0.5, float("nan"), float("inf"), "heavy", True]
 def test_what_is_no_weight_is_named_with_its_row(value, plain_tokenizer, chat_tokenizer):
     good = {"messages": [USER, answer(weight=1)]}
     bad = {"messages": [USER, answer(weight=value)]}
-    rows = [{"prompt": "a", "completion": "b", "weight": 1}, {"prompt": "a", "completion": "b", "weight": value}]
+    rows = [
+        {"prompt": "a", "completion": "b", "completion_weight": 1},
+        {"prompt": "a", "completion": "b", "completion_weight": value},
+    ]
 
     def stream(*rows):
         from datasets import IterableDataset
@@ -292,7 +301,7 @@ def test_what_is_no_weight_is_named_with_its_row(value, plain_tokenizer, chat_to
     with pytest.raises(DataError, match=where + r"message 2 of column 'messages' has the weight") as caught:
         list(prepare_views(stream(good, bad), ViewBuilder(chat_tokenizer), "train"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=where + r"column 'weight' has the weight"):
+    with pytest.raises(DataError, match=where + r"column 'completion_weight' has the weight"):
         list(prepare_views(stream(*rows), ViewBuilder(plain_tokenizer), "train"))
     tokenised = {**TOKENISED, "loss_weights": [1.0, 1.0, 0.5, value, 2.0]}
     with pytest.raises(DataError, match=where + r"token 4 of column 'loss_weights' has the weight"):
@@ -313,11 +322,6 @@ def test_what_is_no_weight_is_named_with_its_row(value, plain_tokenizer, chat_to
             {"completion_required": False},
             r"row 1: message 1 of the prompt has a weight above 0, but the student writes completions of these rows",
         ),
-        (
-            {"prompt": "a", "completion": "b", "weight": 2},
-            {"student_template": PromptTemplate.parse("{prompt} of {weight} kg")},
-            r"row 1: column 'weight' weighs the row, and a prompt template has it as \{weight\}",
-        ),
         ({"input_ids": [1, 2], "loss_weights": [1.0, 1.0]}, {}, r"the rows are tokenised already"),
     ],
 )  # fmt: skip
@@ -328,12 +332,12 @@ def test_what_cannot_be_is_refused_in_one_line(row, options, message, chat_token
 
 
 def test_a_stream_must_show_its_weights_early(plain_tokenizer):
-    rows = [{"prompt": "a", "completion": "b"}] * 200 + [{"prompt": "a", "completion": "b", "weight": 2}]
+    rows = [{"prompt": "a", "completion": "b"}] * 200 + [{"prompt": "a", "completion": "b", "completion_weight": 2}]
     from datasets import IterableDataset
 
     stream = IterableDataset.from_generator(lambda: iter(rows))
     with pytest.raises(
-        DataError, match=r"row 201: column 'weight' weighs tokens, and the first rows of the dataset have"
+        DataError, match=r"row 201: column 'completion_weight' weighs tokens, and the first rows of the dataset have"
     ):
         list(prepare_views(stream, ViewBuilder(plain_tokenizer), "train"))
 

@@ -34,7 +34,7 @@ def tokens(rows, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def weighted(rows):
-    return rows.add_column("weight", [WEIGHTS[i % len(WEIGHTS)] for i in range(len(rows))])
+    return rows.add_column("completion_weight", [WEIGHTS[i % len(WEIGHTS)] for i in range(len(rows))])
 
 
 @pytest.fixture
@@ -124,7 +124,10 @@ LOSSES = ["forward_kl", "cross_entropy", "total_variation", {"name": "hidden_mse
 @pytest.mark.parametrize("losses", [LOSSES, ["forward_kl"]], ids=["eager", "native"])
 def test_weights_of_1_are_no_weights_bit_for_bit(losses, make, rows):
     given = {"input_column": "prompt"}  # so that both are prepared here
-    ones, none = make(rows.add_column("weight", [1.0] * len(rows)), losses, **given), make(rows, losses, **given)
+    ones, none = (
+        make(rows.add_column("completion_weight", [1.0] * len(rows)), losses, **given),
+        make(rows, losses, **given),
+    )
     assert "loss_weights" in ones.train_dataset.column_names
     assert "loss_weights" not in none.train_dataset.column_names
     for trainer in (ones, none):
@@ -216,7 +219,7 @@ def test_several_teachers_and_another_tokenizer(kind, first_step, rows, tiny_cau
     members = [{"teacher": tiny_causal_lm(1), "prompt_template": "the fox {prompt}"}, {"teacher": tiny_causal_lm(2)}]
 
     def run(factor):
-        dataset = rows.add_column("weight", [factor * (i % 3) / 2 for i in range(len(rows))])
+        dataset = rows.add_column("completion_weight", [factor * (i % 3) / 2 for i in range(len(rows))])
         teacher = EnsembleTeacher("probabilities", teachers=members) if kind[0] == "e" else str(tmp_path)
         return first_step(dataset, ["forward_kl"], teacher=teacher)
 
@@ -227,8 +230,8 @@ def test_several_teachers_and_another_tokenizer(kind, first_step, rows, tiny_cau
 
 def test_an_evaluation_is_weighted_too(make, weighted, quiet):
     trainer = make(weighted, ["cross_entropy"])
-    halves = weighted.map(lambda row: {"weight": 0.5})
-    wholes = weighted.map(lambda row: {"weight": 1.0})
+    halves = weighted.map(lambda row: {"completion_weight": 0.5})
+    wholes = weighted.map(lambda row: {"completion_weight": 1.0})
     half, whole = (trainer.evaluate(data)["eval_loss"] for data in (halves, wholes))
     assert half == pytest.approx(whole / 2, rel=1e-6)
 
@@ -237,7 +240,7 @@ def test_an_evaluation_is_weighted_too(make, weighted, quiet):
 def test_gkd_weighs_the_datasets_completions_and_not_the_students(lmbda, make, rows, logged):
     losses = []
     for weight in (1.0, 0.5):
-        dataset = rows.add_column("weight", [weight] * len(rows))
+        dataset = rows.add_column("completion_weight", [weight] * len(rows))
         trainer = make(dataset, ["jsd"], DistillGKDTrainer, lmbda=lmbda, max_new_tokens=5, max_steps=1)
         trainer.train()
         losses.append(logged(trainer, "loss")[0])
@@ -254,7 +257,7 @@ def test_where_trls_own_loss_is_in_force_weights_are_refused(
                 DistillSFTTrainer(tiny_causal_lm(0), args, train_dataset=dataset, processing_class=tiny_tokenizer)
             assert "\n" not in str(caught.value)
     parts = {"good": rows, "bad": weighted}
-    with pytest.raises(DataError, match=r"^bad: column 'weight' weighs tokens"):
+    with pytest.raises(DataError, match=r"^bad: column 'completion_weight' weighs tokens"):
         DistillSFTTrainer(
             tiny_causal_lm(0), DistillSFTConfig(**quiet), train_dataset=rows, eval_dataset=parts,
             processing_class=tiny_tokenizer,
@@ -263,7 +266,9 @@ def test_where_trls_own_loss_is_in_force_weights_are_refused(
 
 def test_rows_that_come_too_late_to_be_prepared_are_refused(make, rows, weighted):
     trainer = make(rows)
-    with pytest.raises(DataError, match="eval: column 'weight' weighs tokens, which a trainer made for rows without"):
+    with pytest.raises(
+        DataError, match="eval: column 'completion_weight' weighs tokens, which a trainer made for rows without"
+    ):
         trainer.evaluate(weighted)
 
 

@@ -11,7 +11,7 @@ from trl_distill_plugins.prompts.panel import PanelTemplates
 from trl_distill_plugins.prompts.rows import Completion, Prompt, SourceRow
 from trl_distill_plugins.prompts.truncation import cut_alike
 from trl_distill_plugins.prompts.views import ViewBuilder, prompt_of
-from trl_distill_plugins.prompts.weights import IGNORE_INDEX, STAYS, WEIGHT, WEIGHTS_COLUMN, masked, masked_alike
+from trl_distill_plugins.prompts.weights import IGNORE_INDEX, STAYS, WEIGHTS_COLUMN, masked, masked_alike
 
 
 class WeightedViews:
@@ -27,11 +27,6 @@ class WeightedViews:
     def __call__(self, row: Mapping[str, Any], index: int, name: str) -> dict[str, Any]:
         """Return the prepared row. Raises `DataError` as the builder does, and for weights that cannot be."""
         source = self.builder.source(row, f"{name}, row {index + 1}")
-        if row.get(WEIGHT) is not None and WEIGHT in self.builder.fields:
-            raise DataError(
-                f"{source.where}: column {WEIGHT!r} weighs the row, and a prompt template has it as {{{WEIGHT}}}; give "
-                "the text for the template another name"
-            )
         weights = Weights(*source.message_weights(), source.row_weight())
         self._check_prompt(weights, source)
         prepared = self.builder.views(source)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_distill_plugins.errors import DataError, did_you_mean
-from trl_distill_plugins.prompts.weights import WEIGHT, weight_of
+from trl_distill_plugins.prompts.weights import ROW_WEIGHT_COLUMN, WEIGHT, weight_of
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -87,7 +87,7 @@ class SourceRow:
 
     def row_weight(self) -> float:
         """What the completion weighs, 1 where the row does not say. Raises `DataError` as `message_weights` does."""
-        return weight_of(self.columns.get(WEIGHT), 1.0, f"{self.where}: column {WEIGHT!r}")
+        return weight_of(self.columns.get(ROW_WEIGHT_COLUMN), 1.0, f"{self.where}: column {ROW_WEIGHT_COLUMN!r}")
 
     def _weights(self, column: str, otherwise: float) -> list[float]:
         if not isinstance(self.columns.get(column), list):

@@ -78,13 +78,6 @@ class ViewBuilder:
         self.completion_required = completion_required
 
     @property
-    def fields(self) -> set[str]:
-        """The columns that prompt templates fill in."""
-        own = self.teacher_template
-        templates = (self.student_template, *(own.templates if isinstance(own, PanelTemplates) else (own,)))
-        return {field for template in templates if template is not None for field in template.fields}
-
-    @property
     def columns(self) -> tuple[str, ...]:
         """The columns of a prepared row."""
         members = (MEMBERS_COLUMN,) if isinstance(self.teacher_template, PanelTemplates) else ()

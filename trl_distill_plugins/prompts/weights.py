@@ -1,8 +1,8 @@
 """Token weights: where a dataset has them, what is a weight, and what they do to the labels.
 
-    loss_weights   column of tokenised rows: a number for each of `input_ids`
-    weight         key of a message: a number for its tokens
-    weight         column: a number that multiplies what the completion's tokens weigh
+    loss_weights        column of tokenised rows: a number for each of `input_ids`
+    weight              key of a message: a number for its tokens
+    completion_weight   column: a number that multiplies what the completion's tokens weigh
 
 A token of weight w counts w times its loss. Weight 0 is the label -100, in both views of a row.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 WEIGHTS_COLUMN = "loss_weights"
 WEIGHT = "weight"
+ROW_WEIGHT_COLUMN = "completion_weight"
 # Whether a row stays in the dataset: not if all its tokens have weight 0.
 STAYS = "stays"
 
@@ -36,12 +37,12 @@ def weights_in(dataset: "Dataset | IterableDataset") -> str:
     if not isinstance(dataset, Dataset):
         known = getattr(dataset, "features", None)
         if known is not None:  # the other columns may be images, and slow
-            shown = [column for column in (WEIGHTS_COLUMN, WEIGHT, *_MESSAGE_COLUMNS) if column in known]
+            shown = [column for column in (WEIGHTS_COLUMN, ROW_WEIGHT_COLUMN, *_MESSAGE_COLUMNS) if column in known]
             if not shown:
                 return ""
             dataset = dataset.select_columns(shown)
         return next(filter(None, map(weights_of, islice(dataset, _PEEKED))), "")
-    for column in (WEIGHTS_COLUMN, WEIGHT):
+    for column in (WEIGHTS_COLUMN, ROW_WEIGHT_COLUMN):
         if column in dataset.column_names and dataset.data.column(column).null_count < len(dataset.data):
             return f"column {column!r}"
     columns = (column for column in _MESSAGE_COLUMNS if column in dataset.column_names)
@@ -50,7 +51,7 @@ def weights_in(dataset: "Dataset | IterableDataset") -> str:
 
 def weights_of(row: Mapping[str, Any]) -> str:
     """What of a row weighs its tokens, in words; "" for nothing."""
-    for column in (WEIGHTS_COLUMN, WEIGHT):
+    for column in (WEIGHTS_COLUMN, ROW_WEIGHT_COLUMN):
         if row.get(column) is not None:
             return f"column {column!r}"
     columns = (column for column in _MESSAGE_COLUMNS if isinstance(row.get(column), list))
@@ -69,7 +70,7 @@ def weight_of(value: Any, otherwise: float, what: str) -> float:
 
 
 class TokenisedWeights:
-    """Brings tokenised rows in step with their column `loss_weights`, or their column `weight`, which multiplies it.
+    """Brings tokenised rows in step with their column `loss_weights`, or their column `completion_weight`, which multiplies it.
 
     Labels of weight 0 become -100, in the teacher's view, too; what is not trained weighs 0.
 
@@ -86,7 +87,7 @@ class TokenisedWeights:
         """Return the columns that change."""
         where = f"{self.name}, row {index + 1}"
         ids, labels = row["input_ids"], row["labels"]
-        factor = weight_of(row.get(WEIGHT), 1.0, f"{where}: column {WEIGHT!r}")
+        factor = weight_of(row.get(ROW_WEIGHT_COLUMN), 1.0, f"{where}: column {ROW_WEIGHT_COLUMN!r}")
         numbers = [1.0] * len(ids) if row.get(WEIGHTS_COLUMN) is None else row[WEIGHTS_COLUMN]
         if not isinstance(numbers, list) or not len(numbers) == len(labels) == len(ids):
             raise DataError(
