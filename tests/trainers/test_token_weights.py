@@ -250,7 +250,9 @@ def test_gkd_weighs_the_datasets_completions_and_not_the_students(lmbda, make, r
 def test_where_trls_own_loss_is_in_force_weights_are_refused(
     weighted, tokens, rows, quiet, tiny_causal_lm, tiny_tokenizer
 ):
-    refused = r"train: column '(weight|loss_weights)' weighs tokens, which TRL's own loss ignores; set losses: \["
+    refused = (
+        r"train: column '(completion_weight|loss_weights)' weighs tokens, which TRL's own loss ignores; set losses: \["
+    )
     for args in (DistillSFTConfig(**quiet), SFTConfig(**quiet)):
         for dataset in (weighted, tokens):
             with pytest.raises(DataError, match=refused) as caught:

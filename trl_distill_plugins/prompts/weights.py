@@ -70,7 +70,7 @@ def weight_of(value: Any, otherwise: float, what: str) -> float:
 
 
 class TokenisedWeights:
-    """Brings tokenised rows in step with their column `loss_weights`, or their column `completion_weight`, which multiplies it.
+    """Brings tokenised rows in step with `loss_weights` and `completion_weight`, which multiplies them.
 
     Labels of weight 0 become -100, in the teacher's view, too; what is not trained weighs 0.
 
