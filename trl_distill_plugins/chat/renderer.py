@@ -1,0 +1,255 @@
+"""Conversations to text and tokens in one chat format, and answers back to messages."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from trl_distill_plugins.chat.base import ChatFormat, get_chat_format
+from trl_distill_plugins.chat.messages import Conversation, Message
+from trl_distill_plugins.chat.templating import Rendering, compiled, render
+from trl_distill_plugins.chat.tokenizing import Span, TextTokenizer, Tokens
+from trl_distill_plugins.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+_MARKS = range(0xFDD0, 0xFDF0)  # characters that no text has any business with
+
+
+@dataclass(frozen=True)
+class TokenizedConversation:
+    """What a model trains on, T tokens in each list.
+
+    Attributes:
+        input_ids: the tokens.
+        assistant_mask: 1 where the assistant's content and end of turn are, whatever their weights.
+        labels: the token where its weight is above 0, else -100.
+        loss_weights: the weight of the message the token is of; 0 where it is not trained.
+    """
+
+    input_ids: list[int]
+    assistant_mask: list[int]
+    labels: list[int]
+    loss_weights: list[float]
+
+
+class ChatRenderer:
+    """One chat format for one tokenizer. Tokenising needs the format's special tokens, see `install_chat_format`.
+
+    A special token in the text of a message is tokenised as the text it is, never as the token. No token reaches over
+    the beginning of an answer, so that the tokens of a generation prompt begin those of the conversation. Else the
+    tokens are those of the rendered text.
+    """
+
+    def __init__(self, chat_format: ChatFormat, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.format = chat_format
+        self.tokenizer = tokenizer
+        self._stops = chat_format.stop_strings(tokenizer)
+        self._template = compiled(chat_format.template(tokenizer))
+        self._variables = dict(tokenizer.special_tokens_map)
+
+    def render_conversation(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation. Raises `DataError` if the format has no place for a message, naming it."""
+        return self._render(conversation, add_generation_prompt).text
+
+    def tokenize_conversation(self, conversation: Conversation) -> TokenizedConversation:
+        """Ids, mask, labels and weights of a conversation."""
+        return self.tokenize_conversations([conversation])[0]
+
+    def tokenize_conversations(self, conversations: Sequence[Conversation]) -> list[TokenizedConversation]:
+        """The same for many, which is faster than one by one."""
+        renderings = [self._render(conversation) for conversation in conversations]
+        batch = self._text.tokenize([rendering.text for rendering in renderings])
+        return [self._weighted(*parts) for parts in zip(conversations, renderings, batch, strict=True)]
+
+    def build_generation_prompt(self, conversation: Conversation) -> list[int]:
+        """Ids to generate the assistant's next message from."""
+        rendering = self._render(conversation, add_generation_prompt=True)
+        (tokens,) = self._text.tokenize([rendering.text])
+        return self._safe(conversation, rendering, tokens, add_generation_prompt=True).ids
+
+    def build_supervised_example(self, conversation: Conversation) -> dict[str, list[Any]]:
+        """The columns `input_ids`, `labels` and `loss_weights`. Raises `DataError` if there is nothing to train on."""
+        tokenized = self.tokenize_conversation(conversation)
+        if not any(tokenized.loss_weights):
+            raise DataError("no message is trained on: there is no assistant message, or all weights are 0")
+        return {
+            "input_ids": tokenized.input_ids,
+            "labels": tokenized.labels,
+            "loss_weights": tokenized.loss_weights,
+        }
+
+    def get_stop_sequences(self) -> list[str]:
+        """The strings that end an answer."""
+        return list(self._stops)
+
+    def parse_response(self, response: str | Sequence[int]) -> Message:
+        """The assistant's message of what was generated behind a generation prompt, cut at the first stop string.
+
+        Give token ids where there are some: in text, a stop string that a model spelt out ends the answer, too.
+        """
+        stops = self._stops
+        if not isinstance(response, str):
+            ids = [int(token) for token in response]
+            end = next((index for index, token in enumerate(ids) if token in self._stop_ids), len(ids))
+            response = self._text.decode_continuation(ids[:end])
+            stops = [stop for stop in stops if stop not in self.tokenizer.added_tokens_encoder]
+        cut = min((response.find(stop) for stop in stops if stop in response), default=len(response))
+        return self.format.parse(response[:cut], self.tokenizer)
+
+    @cached_property
+    def _stop_ids(self) -> set[int]:
+        known = self.tokenizer.added_tokens_encoder
+        return {known[stop] for stop in self._stops if stop in known}
+
+    @cached_property
+    def _text(self) -> TextTokenizer:
+        known = self.tokenizer.added_tokens_encoder
+        missing = [token for token in self.format.special_tokens if token not in known]
+        if missing:
+            raise ConfigError(
+                f"the {self.format.name} format needs the tokens {' and '.join(missing)}, which this tokenizer lacks; "
+                f"call install_chat_format(tokenizer, model, {self.format.name!r}) first"
+            )
+        return TextTokenizer(self.tokenizer)
+
+    def _render(
+        self,
+        conversation: Conversation,
+        add_generation_prompt: bool = False,
+        change: Callable[[int, str], str] | None = None,
+    ) -> Rendering:
+        """Render; `change` takes the number of a message (-1: the tools) and each of its strings, and replaces it."""
+        messages: list[Any] = [message.for_template() for message in conversation.messages]
+        tools = conversation.tools
+        if change is not None:
+            messages = [_changed(message, change, index) for index, message in enumerate(messages)]
+            tools = _changed(tools, change, -1)
+        variables = {**self._variables, "messages": messages, "tools": tools}
+        try:
+            return render(self._template, variables | {"add_generation_prompt": add_generation_prompt})
+        except (TemplateError, TypeError) as error:
+            raise DataError(f"cannot render this conversation as {self.format.name}: {error}") from error
+
+    def _safe(
+        self, conversation: Conversation, rendering: Rendering, tokens: Tokens, add_generation_prompt: bool = False
+    ) -> Tokens:
+        """The tokens, made anew if one reaches over the beginning of an answer or a message has a special token."""
+        begins = [start for start, _ in rendering.spans] + [len(rendering.text)] * add_generation_prompt
+        cuts = [start for start in begins if tokens.reaches_over(start)]
+        control = self._text.control_tokens
+        if _has(control, conversation):
+            cuts += self._marked(
+                conversation,
+                rendering,
+                lambda mark: lambda _, text: _broken(text, control, mark),
+                add_generation_prompt,
+            )
+        return self._text.tokenize_parts(rendering.text, cuts) if cuts else tokens
+
+    def _marked(
+        self,
+        conversation: Conversation,
+        rendering: Rendering,
+        marking: Callable[[str], Callable[[int, str], str]],
+        add_generation_prompt: bool = False,
+    ) -> list[int]:
+        """Where in the rendered text the marks are that `marking(mark)` puts into the messages."""
+        mark = next(chr(code) for code in _MARKS if chr(code) not in rendering.text)
+        parts = self._render(conversation, add_generation_prompt, marking(mark)).text.split(mark)
+        if "".join(parts) != rendering.text:
+            raise DataError(
+                f"the {self.format.name} format changes the text of a message, so its tokens cannot be told"
+            )
+        return list(accumulate(map(len, parts[:-1])))
+
+    def _weighted(self, conversation: Conversation, rendering: Rendering, tokens: Tokens) -> TokenizedConversation:
+        tokens = self._safe(conversation, rendering, tokens)
+        size = len(tokens.ids)
+        mask, weights, labels = [0] * size, [0.0] * size, [IGNORED] * size
+        for index, span in self._spans(conversation, rendering):
+            message, places = conversation.messages[index], tokens.range_of(span)
+            weight = message.loss_weight
+            if message.role == "assistant":
+                mask[places.start : places.stop] = [1] * len(places)
+            if weight > 0:
+                weights[places.start : places.stop] = [weight] * len(places)
+                labels[places.start : places.stop] = tokens.ids[places.start : places.stop]
+        return TokenizedConversation(tokens.ids, mask, labels, weights)
+
+    def _spans(self, conversation: Conversation, rendering: Rendering) -> list[tuple[int, Span]]:
+        """(message, its characters): what assistants generate, and the content of others that are trained on."""
+        messages = conversation.messages
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if len(answers) != len(rendering.spans):
+            raise DataError(
+                f"the {self.format.name} format renders {len(rendering.spans)} of {len(answers)} assistant messages"
+            )
+        spans = list(zip(answers, rendering.spans, strict=True))
+        for index, message in enumerate(messages):
+            if message.role != "assistant" and message.loss_weight > 0 and (message.content or "").strip():
+                spans.append((index, self._content_span(conversation, rendering, index)))
+        return spans
+
+    def _content_span(self, conversation: Conversation, rendering: Rendering, number: int) -> Span:
+        content = conversation.messages[number].content
+
+        def marking(mark: str) -> Callable[[int, str], str]:
+            return lambda index, text: _framed(text, mark) if index == number and text == content else text
+
+        places = self._marked(conversation, rendering, marking)
+        if len(places) != 2:
+            raise DataError(f"message {number + 1}: the {self.format.name} format does not render its content once")
+        return places[0], places[1]
+
+
+def get_renderer(chat_format: str | ChatFormat, tokenizer: "PreTrainedTokenizerBase") -> ChatRenderer:
+    """The renderer of an installed format, by name or alias, or of a `ChatFormat`.
+
+    Raises:
+        UnknownPluginError: no installed plugin has a format of that name.
+        ConfigError: the tokenizer has no eos_token that the format needs, or no template that can be trained on.
+    """
+    return ChatRenderer(get_chat_format(chat_format), tokenizer)
+
+
+def _has(pattern: re.Pattern[str], conversation: Conversation) -> bool:
+    search = pattern.search
+    for message in conversation.messages:
+        if message.content and search(message.content):
+            return True
+        if (message.tool_calls or message.extra) and search(str((message.tool_calls, message.extra))):
+            return True
+    return bool(conversation.tools and search(str(conversation.tools)))
+
+
+def _changed(value: Any, change: Callable[[int, str], str], index: int) -> Any:
+    """A copy of a message or tools with its strings changed, except roles and keys."""
+    if isinstance(value, str):
+        return change(index, value)
+    if isinstance(value, dict):
+        return {key: item if key == "role" else _changed(item, change, index) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed(item, change, index) for item in value]
+    return value
+
+
+def _broken(text: str, pattern: re.Pattern[str], mark: str) -> str:
+    """`text` with a mark behind the first character of every match, overlapping ones included."""
+    parts, start = [], 0
+    while found := pattern.search(text, start):
+        parts.append(text[start : found.start() + 1])
+        start = found.start() + 1
+    return mark.join([*parts, text[start:]])
+
+
+def _framed(text: str, mark: str) -> str:
+    """`text` with marks around it, inside of the whitespace that a format may strip."""
+    core = text.strip()
+    return text.replace(core, f"{mark}{core}{mark}", 1)

@@ -1,0 +1,112 @@
+"""Rendered text to token ids, with the characters that each token is made of.
+
+Where a text must be cut, because a token would reach over the beginning of an answer or a control token was typed by a
+user, its parts are tokenised apart, each as the continuation of the one before.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from trl_distill_plugins.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANCHORS = ("\n", ":")
+_PROBE = "a"
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a text, and (start, end) of the characters of each."""
+
+    ids: list[int]
+    offsets: list[Span]
+
+    def range_of(self, span: Span) -> range:
+        """The indices of the tokens that have characters of `span`."""
+        start, end = span
+        return range(
+            bisect_right(self.offsets, start, key=_end),
+            bisect_left(self.offsets, end, key=_start) if end > start else 0,
+        )
+
+    def reaches_over(self, position: int) -> bool:
+        """Whether a token has characters on both sides of `position`."""
+        first = bisect_right(self.offsets, position, key=_end)
+        return first < len(self.offsets) and self.offsets[first][0] < position
+
+
+def _start(offset: Span) -> int:
+    return offset[0]
+
+
+def _end(offset: Span) -> int:
+    return offset[1]
+
+
+class TextTokenizer:
+    """Tokenises rendered text with a fast tokenizer, adding no special tokens."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"chat formats need a fast tokenizer, which knows the characters of its tokens; "
+                f"{type(tokenizer).__name__} is none"
+            )
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def control_tokens(self) -> re.Pattern[str]:
+        """Matches any special token."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special and not token.content.isspace()}
+        tokens.update(token for token in self._tokenizer.all_special_tokens if token)
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokenise each text whole."""
+        return [Tokens(encoding.ids, encoding.offsets) for encoding in self._encodings(list(texts))]
+
+    def tokenize_parts(self, text: str, cuts: Iterable[int]) -> Tokens:
+        """Tokenise the parts of `text` between `cuts` apart."""
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for start, end in pairwise(sorted({0, *cuts, len(text)})):
+            part = self._continued(text[start:end]) if start else self.tokenize([text[:end]])[0]
+            ids += part.ids
+            offsets += [(start + first, start + last) for first, last in part.offsets]
+        return Tokens(ids, offsets)
+
+    def decode_continuation(self, ids: Sequence[int]) -> str:
+        """The text of ids that follow others: some tokenizers drop the space at the beginning of a text."""
+        before = self._tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        text = self._tokenizer.decode([*before, *ids], clean_up_tokenization_spaces=False)
+        return str(text)[len(self._tokenizer.decode(before)) :]
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        joined, first, second = (encoding.ids for encoding in self._encodings(["\n" + _PROBE, "\n", _PROBE]))
+        return bool(joined != first + second)
+
+    def _continued(self, text: str) -> Tokens:
+        """Tokens of `text` without the space that some tokenizers put before a text."""
+        for anchor in _ANCHORS if self._adds_space else ():
+            before, both = self.tokenize([anchor, anchor + text])
+            if both.ids[: len(before.ids)] == before.ids:  # else anchor and text have merged
+                offsets = [(start - len(anchor), end - len(anchor)) for start, end in both.offsets[len(before.ids) :]]
+                return Tokens(both.ids[len(before.ids) :], offsets)
+        return self.tokenize([text])[0]
+
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        batch = self._tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
+        return list(batch.encodings)
