@@ -185,9 +185,10 @@ def get_teacher_class(name: str) -> "type[Teacher]":
 
 def get_chat_format_class(name: str) -> "type[ChatFormat]":
     """Return the chat format of that name or alias. Raise `UnknownPluginError` or `PluginError` when there is none."""
-    names = {record.name for record in installed("chat_formats")}
-    aliases = {alias: record.name for record in installed("chat_formats") for alias in record.cls.aliases}
-    return _get_class("chat_formats", name if name in names else aliases.get(name, name))
+    records = installed("chat_formats")
+    if all(record.name != name for record in records):
+        name = next((record.name for record in records if name in record.cls.aliases), name)
+    return _get_class("chat_formats", name)
 
 
 def _get_class(kind: KindName, name: str) -> type[Any]:

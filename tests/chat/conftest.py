@@ -1,12 +1,13 @@
 """Tokenizers of several kinds to install chat formats on, each test with its own copy."""
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedTokenizerFast
 
 TEXTS = [

@@ -12,13 +12,14 @@ from jinja2 import TemplateError
 from trl_distill_plugins.chat.base import ChatFormat, get_chat_format
 from trl_distill_plugins.chat.messages import Conversation, Message
 from trl_distill_plugins.chat.templating import Rendering, compiled, render
-from trl_distill_plugins.chat.tokenizing import Span, TextTokenizer, Tokens
+from trl_distill_plugins.chat.tokenizing import JoinedTokens, Span, TextTokenizer, Tokens
 from trl_distill_plugins.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+_BATCH = 128  # conversations that are in work at a time
 _MARKS = range(0xFDD0, 0xFDF0)  # characters that no text has any business with
 
 
@@ -64,9 +65,13 @@ class ChatRenderer:
 
     def tokenize_conversations(self, conversations: Sequence[Conversation]) -> list[TokenizedConversation]:
         """The same for many, which is faster than one by one."""
-        renderings = [self._render(conversation) for conversation in conversations]
-        batch = self._text.tokenize([rendering.text for rendering in renderings])
-        return [self._weighted(*parts) for parts in zip(conversations, renderings, batch, strict=True)]
+        tokenized: list[TokenizedConversation] = []
+        for start in range(0, len(conversations), _BATCH):
+            batch = conversations[start : start + _BATCH]
+            renderings = [self._render(conversation) for conversation in batch]
+            tokens = self._text.tokenize([rendering.text for rendering in renderings])
+            tokenized += [self._weighted(*parts) for parts in zip(batch, renderings, tokens, strict=True)]
+        return tokenized
 
     def build_generation_prompt(self, conversation: Conversation) -> list[int]:
         """Ids to generate the assistant's next message from."""
@@ -139,7 +144,7 @@ class ChatRenderer:
 
     def _safe(
         self, conversation: Conversation, rendering: Rendering, tokens: Tokens, add_generation_prompt: bool = False
-    ) -> Tokens:
+    ) -> Tokens | JoinedTokens:
         """The tokens, made anew if one reaches over the beginning of an answer or a message has a special token."""
         begins = [start for start, _ in rendering.spans] + [len(rendering.text)] * add_generation_prompt
         cuts = [start for start in begins if tokens.reaches_over(start)]
@@ -170,18 +175,18 @@ class ChatRenderer:
         return list(accumulate(map(len, parts[:-1])))
 
     def _weighted(self, conversation: Conversation, rendering: Rendering, tokens: Tokens) -> TokenizedConversation:
-        tokens = self._safe(conversation, rendering, tokens)
-        size = len(tokens.ids)
+        safe = self._safe(conversation, rendering, tokens)
+        ids, size = safe.ids, len(safe.ids)
         mask, weights, labels = [0] * size, [0.0] * size, [IGNORED] * size
         for index, span in self._spans(conversation, rendering):
-            message, places = conversation.messages[index], tokens.range_of(span)
+            message, places = conversation.messages[index], safe.range_of(span)
             weight = message.loss_weight
             if message.role == "assistant":
                 mask[places.start : places.stop] = [1] * len(places)
             if weight > 0:
                 weights[places.start : places.stop] = [weight] * len(places)
-                labels[places.start : places.stop] = tokens.ids[places.start : places.stop]
-        return TokenizedConversation(tokens.ids, mask, labels, weights)
+                labels[places.start : places.stop] = ids[places.start : places.stop]
+        return TokenizedConversation(ids, mask, labels, weights)
 
     def _spans(self, conversation: Conversation, rendering: Rendering) -> list[tuple[int, Span]]:
         """(message, its characters): what assistants generate, and the content of others that are trained on."""

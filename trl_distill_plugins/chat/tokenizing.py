@@ -23,9 +23,38 @@ _PROBE = "a"
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
 class Tokens:
-    """Token ids of a text, and (start, end) of the characters of each."""
+    """Token ids of a text that was tokenised whole. Asking for the characters of single tokens is fast."""
+
+    def __init__(self, encoding: Any) -> None:
+        self.ids: list[int] = encoding.ids
+        self._encoding = encoding
+
+    @property
+    def offsets(self) -> list[Span]:
+        """(start, end) of the characters of each token."""
+        return list(self._encoding.offsets)
+
+    def range_of(self, span: Span) -> range:
+        """The indices of the tokens that have characters of `span`."""
+        find = self._encoding.char_to_token
+        first = next((token for place in range(*span) if (token := find(place)) is not None), None)
+        if first is None:
+            return range(0)
+        last = next(token for place in range(span[1] - 1, span[0] - 1, -1) if (token := find(place)) is not None)
+        while last + 1 < len(self.ids) and self._encoding.token_to_chars(last + 1)[0] < span[1]:
+            last += 1  # one of several tokens of the last character
+        return range(first, last + 1)
+
+    def reaches_over(self, position: int) -> bool:
+        """Whether a token has characters on both sides of `position`."""
+        token = self._encoding.char_to_token(position)
+        return token is not None and self._encoding.token_to_chars(token)[0] < position
+
+
+@dataclass(frozen=True)
+class JoinedTokens:
+    """The same of a text whose parts were tokenised apart; no token reaches over a place where it was cut."""
 
     ids: list[int]
     offsets: list[Span]
@@ -33,15 +62,7 @@ class Tokens:
     def range_of(self, span: Span) -> range:
         """The indices of the tokens that have characters of `span`."""
         start, end = span
-        return range(
-            bisect_right(self.offsets, start, key=_end),
-            bisect_left(self.offsets, end, key=_start) if end > start else 0,
-        )
-
-    def reaches_over(self, position: int) -> bool:
-        """Whether a token has characters on both sides of `position`."""
-        first = bisect_right(self.offsets, position, key=_end)
-        return first < len(self.offsets) and self.offsets[first][0] < position
+        return range(bisect_right(self.offsets, start, key=_end), bisect_left(self.offsets, end, key=_start))
 
 
 def _start(offset: Span) -> int:
@@ -73,17 +94,17 @@ class TextTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise each text whole."""
-        return [Tokens(encoding.ids, encoding.offsets) for encoding in self._encodings(list(texts))]
+        return [Tokens(encoding) for encoding in self._encodings(list(texts))]
 
-    def tokenize_parts(self, text: str, cuts: Iterable[int]) -> Tokens:
+    def tokenize_parts(self, text: str, cuts: Iterable[int]) -> JoinedTokens:
         """Tokenise the parts of `text` between `cuts` apart."""
         ids: list[int] = []
         offsets: list[Span] = []
         for start, end in pairwise(sorted({0, *cuts, len(text)})):
-            part = self._continued(text[start:end]) if start else self.tokenize([text[:end]])[0]
+            part = self._continued(text[start:end]) if start else self._alone(text[:end])
             ids += part.ids
             offsets += [(start + first, start + last) for first, last in part.offsets]
-        return Tokens(ids, offsets)
+        return JoinedTokens(ids, offsets)
 
     def decode_continuation(self, ids: Sequence[int]) -> str:
         """The text of ids that follow others: some tokenizers drop the space at the beginning of a text."""
@@ -96,17 +117,23 @@ class TextTokenizer:
         joined, first, second = (encoding.ids for encoding in self._encodings(["\n" + _PROBE, "\n", _PROBE]))
         return bool(joined != first + second)
 
-    def _continued(self, text: str) -> Tokens:
+    def _continued(self, text: str) -> JoinedTokens:
         """Tokens of `text` without the space that some tokenizers put before a text."""
         for anchor in _ANCHORS if self._adds_space else ():
             before, both = self.tokenize([anchor, anchor + text])
             if both.ids[: len(before.ids)] == before.ids:  # else anchor and text have merged
                 offsets = [(start - len(anchor), end - len(anchor)) for start, end in both.offsets[len(before.ids) :]]
-                return Tokens(both.ids[len(before.ids) :], offsets)
-        return self.tokenize([text])[0]
+                return JoinedTokens(both.ids[len(before.ids) :], offsets)
+        return self._alone(text)
+
+    def _alone(self, text: str) -> JoinedTokens:
+        (tokens,) = self.tokenize([text])
+        return JoinedTokens(tokens.ids, tokens.offsets)
 
     def _encodings(self, texts: list[str]) -> list[Any]:
-        batch = self._tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )
-        return list(batch.encodings)
+        """By the Rust tokenizer itself: the lists that transformers makes of its result take as long as the rest."""
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        return list(backend.encode_batch(texts, add_special_tokens=False))
