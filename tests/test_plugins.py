@@ -136,7 +136,8 @@ BROKEN = {
     "misspelt_hook": (
         GOOD.replace("register_losses", "register_loses"),
         "register_loses",
-        "there is no such hook; did you mean 'register_losses'? Hooks: register_chat_formats, register_losses, register_teachers",
+        "there is no such hook; did you mean 'register_losses'? "
+        "Hooks: register_chat_formats, register_losses, register_teachers",
     ),
     "forgot_the_mark": (GOOD.replace("@hookimpl", ""), "", "it has no hook; mark its functions with @hookimpl"),
     "wrong_argument": (

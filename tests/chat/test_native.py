@@ -98,7 +98,7 @@ def test_a_template_that_cannot_be_trained_on_says_why(template, tokenizer):
     ("name", "problem"),
     [
         ("qwen3", "the generated part '<think>.*xyzzy<|im_end|>' is not the answer 'xyzzy' alone"),
-        ("phi3", "the chat template renders a turn differently when others follow"),  # EOS at the very end
+        ("phi3", "message 4: the generation prompt is not what stands before an answer"),  # it ends a text with EOS
     ],
 )
 def test_a_template_that_changes_earlier_turns_is_refused(name, problem, tokenizer):

@@ -1,6 +1,5 @@
 """Conversations to text and tokens in one chat format, and answers back to messages."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from trl_distill_plugins.chat.base import ChatFormat, get_chat_format
+from trl_distill_plugins.chat.marking import broken, changed, framed, has_match, unused_character
 from trl_distill_plugins.chat.messages import Conversation, Message
 from trl_distill_plugins.chat.templating import Rendering, compiled, render
 from trl_distill_plugins.chat.tokenizing import JoinedTokens, Span, TextTokenizer, Tokens
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 _BATCH = 128  # conversations that are in work at a time
-_MARKS = range(0xFDD0, 0xFDF0)  # characters that no text has any business with
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class ChatRenderer:
         messages: list[Any] = [message.for_template() for message in conversation.messages]
         tools = conversation.tools
         if change is not None:
-            messages = [_changed(message, change, index) for index, message in enumerate(messages)]
-            tools = _changed(tools, change, -1)
+            messages = [changed(message, change, index) for index, message in enumerate(messages)]
+            tools = changed(tools, change, -1)
         variables = {**self._variables, "messages": messages, "tools": tools}
         try:
             return render(self._template, variables | {"add_generation_prompt": add_generation_prompt})
@@ -149,11 +148,11 @@ class ChatRenderer:
         begins = [start for start, _ in rendering.spans] + [len(rendering.text)] * add_generation_prompt
         cuts = [start for start in begins if tokens.reaches_over(start)]
         control = self._text.control_tokens
-        if _has(control, conversation):
+        if has_match(control, conversation):
             cuts += self._marked(
                 conversation,
                 rendering,
-                lambda mark: lambda _, text: _broken(text, control, mark),
+                lambda mark: lambda _, text: broken(text, control, mark),
                 add_generation_prompt,
             )
         return self._text.tokenize_parts(rendering.text, cuts) if cuts else tokens
@@ -166,7 +165,7 @@ class ChatRenderer:
         add_generation_prompt: bool = False,
     ) -> list[int]:
         """Where in the rendered text the marks are that `marking(mark)` puts into the messages."""
-        mark = next(chr(code) for code in _MARKS if chr(code) not in rendering.text)
+        mark = unused_character(rendering.text)
         parts = self._render(conversation, add_generation_prompt, marking(mark)).text.split(mark)
         if "".join(parts) != rendering.text:
             raise DataError(
@@ -206,7 +205,7 @@ class ChatRenderer:
         content = conversation.messages[number].content
 
         def marking(mark: str) -> Callable[[int, str], str]:
-            return lambda index, text: _framed(text, mark) if index == number and text == content else text
+            return lambda index, text: framed(text, mark) if index == number and text == content else text
 
         places = self._marked(conversation, rendering, marking)
         if len(places) != 2:
@@ -222,39 +221,3 @@ def get_renderer(chat_format: str | ChatFormat, tokenizer: "PreTrainedTokenizerB
         ConfigError: the tokenizer has no eos_token that the format needs, or no template that can be trained on.
     """
     return ChatRenderer(get_chat_format(chat_format), tokenizer)
-
-
-def _has(pattern: re.Pattern[str], conversation: Conversation) -> bool:
-    search = pattern.search
-    for message in conversation.messages:
-        if message.content and search(message.content):
-            return True
-        if (message.tool_calls or message.extra) and search(str((message.tool_calls, message.extra))):
-            return True
-    return bool(conversation.tools and search(str(conversation.tools)))
-
-
-def _changed(value: Any, change: Callable[[int, str], str], index: int) -> Any:
-    """A copy of a message or tools with its strings changed, except roles and keys."""
-    if isinstance(value, str):
-        return change(index, value)
-    if isinstance(value, dict):
-        return {key: item if key == "role" else _changed(item, change, index) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_changed(item, change, index) for item in value]
-    return value
-
-
-def _broken(text: str, pattern: re.Pattern[str], mark: str) -> str:
-    """`text` with a mark behind the first character of every match, overlapping ones included."""
-    parts, start = [], 0
-    while found := pattern.search(text, start):
-        parts.append(text[start : found.start() + 1])
-        start = found.start() + 1
-    return mark.join([*parts, text[start:]])
-
-
-def _framed(text: str, mark: str) -> str:
-    """`text` with marks around it, inside of the whitespace that a format may strip."""
-    core = text.strip()
-    return text.replace(core, f"{mark}{core}{mark}", 1)
