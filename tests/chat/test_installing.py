@@ -91,3 +91,23 @@ def test_a_tokenizer_without_eos_is_refused_where_the_format_ends_turns_with_it(
         install_chat_format(tokenizer, None, "vicuna")
     assert tokenizer.chat_template is None
     assert install_chat_format(tokenizer, None, "chatml").name == "chatml"
+
+
+@pytest.mark.parametrize("name", ["vicuna", "mistral", "llama2"])
+def test_an_answer_that_begins_with_a_space_is_masked_where_offsets_leave_spaces_out(name, tokenizer, tmp_path):
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    conversation = Conversation([Message("user", "Hi"), Message("assistant", "What x")])
+    single = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    plain = get_renderer(name, tokenizer).tokenize_conversation(conversation)
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), single])
+    install_chat_format(tokenizer, None, name)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        theirs = each.apply_chat_template(
+            conversation.to_dict()["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert theirs["assistant_masks"] == plain.assistant_mask
+        assert get_renderer(name, each).tokenize_conversation(conversation) == plain
+        assert each("Hi")["input_ids"][0] == tokenizer.bos_token_id

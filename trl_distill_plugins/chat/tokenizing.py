@@ -74,7 +74,11 @@ def _end(offset: Span) -> int:
 
 
 class TextTokenizer:
-    """Tokenises rendered text with a fast tokenizer, adding no special tokens."""
+    """Tokenises rendered text with a fast tokenizer, adding no special tokens.
+
+    Changes one thing of the tokenizer: that its offsets leave out the spaces tokens begin with, as Llama 3's do. An
+    answer that begins with a space would be masked as a whole by transformers. No token id depends on it.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.is_fast:
@@ -83,6 +87,7 @@ class TextTokenizer:
                 f"{type(tokenizer).__name__} is none"
             )
         self._tokenizer = tokenizer
+        _count_spaces(tokenizer.backend_tokenizer)
 
     @cached_property
     def control_tokens(self) -> re.Pattern[str]:
@@ -137,3 +142,15 @@ class TextTokenizer:
         backend.no_padding()
         backend.encode_special_tokens = False
         return list(backend.encode_batch(texts, add_special_tokens=False))
+
+
+def _count_spaces(backend: Any) -> None:
+    """Make offsets include the spaces that tokens begin with."""
+    processor = backend.post_processor
+    if processor is None:
+        return
+    state = processor.__getstate__()  # JSON; that of the whole tokenizer holds its vocabulary, too
+    changed = re.sub(rb'("trim_offsets"\s*:\s*)true', rb"\1false", state)
+    if changed != state:
+        processor.__setstate__(changed)
+        backend.post_processor = processor
