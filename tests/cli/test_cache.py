@@ -185,7 +185,9 @@ def test_a_killed_builder_goes_on_where_it_was(saved_models, options, write_conf
 
 def test_the_command_lists_its_subcommands(capsys):
     assert main(["cache", "--help"]) == 0
-    assert "trl-distill cache verify DIR" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "trl-distill cache verify DIR" in listed
+    assert max(map(len, listed.splitlines())) <= 80
     assert main(["cache", "bild"]) == 2
     assert (
         "did you mean 'build'? Subcommands: build, inspect, verify, export, import, push, pull"

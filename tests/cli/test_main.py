@@ -48,6 +48,24 @@ def command(tmp_path, monkeypatch):
     os.environ.pop(guard.DEBUG_VARIABLE, None)
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train", ["--output_dir", "--config FILE", "--num_processes N", "a list of `stages`"]),
+        ("generate", ["--output_file", "--config FILE", "--num_processes N"]),
+        ("cache build", ["--cache_dir", "--config FILE", "--num_processes N"]),
+    ],
+)
+def test_the_help_of_a_command_needs_no_option_and_names_what_it_takes(command, told, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit:
+        main.main([*command.split(), "--help"])
+    assert exit.value.code == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    assert listed.startswith(f"usage: trl-distill {command} ")
+    assert [text for text in told if text not in listed] == []
+
+
 def test_help_lists_the_commands_and_imports_none_of_them():
     start = time.perf_counter()
     result = trl_distill("--help")

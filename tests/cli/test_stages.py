@@ -1,6 +1,7 @@
 """`trl-distill train` with stages: what each hands on, what is not done twice, and what is refused before the first."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def test_finished_stages_are_not_run_again(run, options):
     code, lines = run(stages, lambda argv: pytest.fail("nothing is left to do"))
     assert code == 0
     assert [line.partition(": ")[2].split(",")[0] for line in lines] == ["finished before"] * 2
+    assert run(stages | {"num_processes": 1, "accelerate_config": "cpu"})[0] == 0
     with pytest.raises(ConfigError, match=r"stage imitate is finished, and ran with learning_rate: 0\.01, not 0\.5"):
         run(stages | {"learning_rate": 0.5})
 
@@ -101,6 +103,23 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first_starts(train, opti
     )
     assert "Stage 1" not in out
     assert not Path(options["output_dir"], "imitate", "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"teacher_model_init_kwargs": {"api_key": "sk-secret"}}, "stage compare: .*: api_key is not taken"),
+        ({"teacher_model_name_or_path": "openai:http://me:sk-secret@localhost/v1#tiny"}, "stage compare: .* no user"),
+    ],
+)
+def test_a_key_among_the_options_is_refused_and_in_no_file(train, options, given, message):
+    served = {"teacher_model_name_or_path": "openai:http://localhost:1/v1#tiny"} | given
+    code, out, err = train(options | {"stages": [IMITATE, COMPARE | served]})
+    assert code == 2
+    assert re.search(message, err)
+    assert "Stage 1" not in out
+    out = Path(options["output_dir"])
+    assert [path for path in out.rglob("*") if path.is_file() and b"sk-secret" in path.read_bytes()] == []
 
 
 def test_a_record_that_cannot_be_read_is_named(run, options):

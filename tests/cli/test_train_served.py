@@ -153,7 +153,7 @@ def test_a_cache_of_a_served_teacher_is_trained_from(stand, options, write_confi
     stand.scoring = "none"
     write_config(build)
     assert worker.run([*arguments, "--losses", '["cross_entropy"]'], *command) == 2
-    assert "gives text only, no probabilities to keep" in capsys.readouterr().err
+    assert "this teacher gives text only, no probabilities; train on its completions" in capsys.readouterr().err
 
 
 def test_ctrl_c_does_not_wait_for_the_server(stand, start_train, options, bare_file):

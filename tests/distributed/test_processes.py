@@ -10,6 +10,7 @@ from tests.distributed.conftest import ADAPTER, NEAR_ZERO, WORDS, greatest_diffe
 from trl_distill_plugins.teachers.average import AVERAGE_FILE
 
 TEMPLATES = {"teacher_prompt_template": "the quick brown fox {input}", "student_prompt_template": "{input}"}
+PROMPT = TEMPLATES["teacher_prompt_template"]
 TOLERANCE = 1e-5
 
 
@@ -82,3 +83,21 @@ def test_a_student_that_teaches_itself_has_one_curve(options, run_on, paired_row
         ours, expected = (load_file(run.folder / "checkpoint-3" / AVERAGE_FILE) for run in (two, one))
         assert ours.keys() == expected.keys()
         assert max((ours[name] - tensor).abs().max().item() for name, tensor in expected.items()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"), [("routed:task", {"a": PROMPT, "b": "{input}"}), ("ensemble:logits", [PROMPT, "{input}"])]
+)
+def test_several_teachers_have_one_curve(teacher, named, run_on, paired_rows, saved_models, tmp_path):
+    rows = [json.loads(line) for line in paired_rows.read_text().splitlines()]
+    rows = write_rows(tmp_path / "rows.jsonl", [{**row, "task": "ab"[i % 5 == 0]} for i, row in enumerate(rows)])
+    folders = [str(saved_models[name]) for name in ("teacher", "student")]
+    names = named if isinstance(named, dict) else range(2)
+    members = [{"teacher": f, "prompt_template": named[name]} for f, name in zip(folders, names, strict=True)]
+    teachers = dict(zip(named, members, strict=True)) if isinstance(named, dict) else members
+    options = {"teacher_model_name_or_path": teacher, "teacher_model_init_kwargs": {"teachers": teachers}}
+    options |= {"losses": ["forward_kl"], "gradient_accumulation_steps": 2, "student_prompt_template": "{input}"}
+    # One row a batch on two processes: a specialist often has none.
+    one = run_on(1, rows, **options, per_device_train_batch_size=2)
+    two = run_on(2, rows, **options, per_device_train_batch_size=1)
+    assert max(greatest_difference(two, one).values()) < TOLERANCE

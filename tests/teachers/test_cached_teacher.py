@@ -244,3 +244,15 @@ def test_adding_to_a_cache_made_otherwise_is_refused(
 def test_no_cache_there():
     with pytest.raises(TeacherError, match="holds no teacher cache; `trl-distill cache build` makes one"):
         CachedTeacher("/nowhere/at/all")
+
+
+def test_completions_of_a_served_teacher_are_not_found_without_its_tokenizer(tmp_path, tiny_tokenizer):
+    teacher = "openai:http://localhost:1/v1#tiny"
+    header = make_header(
+        teacher=teacher, model="served:tiny", tokenizer=tiny_tokenizer, prompt_template=None, selection=TopK(8)
+    )
+    CacheStore.create(tmp_path, header)
+    with pytest.raises(
+        TeacherError, match=r"its teacher has no tokenizer here; take those .*teacher_completions\.jsonl"
+    ):
+        CachedTeacher.load_tokenizer(str(tmp_path))

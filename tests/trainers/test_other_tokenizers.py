@@ -296,3 +296,21 @@ def test_padding_is_a_token_the_teacher_has(wide_tokenizer, train, teacher_of):
     kept = batch["teacher_attention_mask"].bool()
     rows = [trainer.train_dataset[i]["teacher_input_ids"] for i in range(4)]
     assert batch["teacher_input_ids"][kept].tolist() == [token for row in rows for token in row]
+
+
+def test_a_teacher_that_only_writes_needs_no_alignment(train, teacher_of, bare):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[EOS]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="[UNK]", eos_token="[EOS]", pad_token="[PAD]"
+    )
+    options = {"dataset": bare.select(range(4)), "max_new_tokens": 20, "max_length": 12}  # completions are cut
+    trainer = train(teacher_of(tokenizer), ["cross_entropy"], **options)
+    assert set(trainer.train_dataset.column_names) == {"input_ids", "labels"}
+    with pytest.raises(ConfigError, match="neither a byte-level BPE nor sentencepiece's"):
+        train(teacher_of(tokenizer), ["forward_kl"], **options)

@@ -1,5 +1,6 @@
 """Training with several teachers, each with prompts of its own: against each text read by itself, in fp64."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -24,13 +25,13 @@ def named(rows):
 
 @pytest.fixture
 def make(quiet, tiny_causal_lm, tiny_tokenizer):
-    def trainer(dataset, teacher, cls=DistillSFTTrainer, **config):
+    def trainer(dataset, teacher, cls=DistillSFTTrainer, tokenizer=tiny_tokenizer, **config):
         config_class = DistillSFTConfig if cls is DistillSFTTrainer else DistillGKDConfig
         return cls(
             model=tiny_causal_lm(0),
             args=config_class(**quiet | {"losses": ["forward_kl"], "student_prompt_template": "{input}"} | config),
             train_dataset=dataset,
-            processing_class=tiny_tokenizer,
+            processing_class=tokenizer,
             teacher_model=teacher,
         )
 
@@ -94,6 +95,18 @@ def test_a_column_names_the_teacher_of_a_row(form, make, named, tiny_causal_lm, 
     assert trainer.evaluate(named)["eval_teacher_kl"] == pytest.approx(mean_kl(pairs), rel=1e-4)
 
 
+def test_a_padding_token_is_no_reader(make, named, tiny_causal_lm, tiny_tokenizer):
+    members = [{"teacher": tiny_causal_lm(i + 1), "prompt_template": PROMPTS[i]} for i in range(2)]
+
+    def kl(pad_token):
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        tokenizer.pad_token = pad_token
+        trainer = make(named, EnsembleTeacher("logits", teachers=members), tokenizer=tokenizer)
+        return trainer.evaluate(named)["eval_teacher_kl"]
+
+    assert kl("<unk>") == pytest.approx(kl("<pad>"), rel=1e-4)  # the numbers 2 and 0, and the readers are 0 and 1
+
+
 def test_an_ensemble_of_one_teacher_twice_trains_as_that_teacher(make, named, tiny_causal_lm, logged):
     teacher = tiny_causal_lm(1)
     alone = make(named, teacher, teacher_prompt_template=PROMPTS[1])
@@ -131,6 +144,32 @@ def test_each_prompt_is_completed_by_its_own_teacher(make, named, tiny_causal_lm
         expected = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
         text = tiny_tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
         assert written[row["input"]] == text
+
+
+def test_another_specialist_writes_anew(make, named, saved_models, tiny_tokenizer):
+    bare = named.remove_columns("completion").select(range(4))  # rows 0 and 3 are "bad"
+
+    def completions(bad):
+        teachers = {"good": str(saved_models["teacher"]), "bad": str(saved_models[bad])}
+        options = {"losses": ["cross_entropy"], "max_new_tokens": 6, "shuffle_dataset": False}
+        trainer = make(
+            bare,
+            None,
+            teacher_model_name_or_path="routed:task",
+            teacher_model_init_kwargs={"teachers": teachers},
+            **options,
+        )
+        return [[token for token in row["labels"] if token != -100] for row in trainer.train_dataset]
+
+    first, second = completions("teacher"), completions("student")
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True, True, False]
+
+
+def test_rows_prepared_for_other_specialists_are_refused(make, named, tiny_causal_lm):
+    models = {"good": tiny_causal_lm(1), "bad": tiny_causal_lm(2)}
+    prepared = make(named, RoutedTeacher("task", teachers={"else": tiny_causal_lm(3), **models})).train_dataset
+    with pytest.raises(DataError, match="the rows were prepared for other teachers than the routed of"):
+        make(prepared, RoutedTeacher("task", teachers=models)).train()
 
 
 def test_the_student_can_write_before_an_ensemble_that_shares_a_prompt(make, bare, tiny_causal_lm, logged):
@@ -173,6 +212,15 @@ def test_what_several_teachers_cannot_do_is_said_in_one_line(make, named, bare, 
             lambda m: EnsembleTeacher("logits", teachers=[m, {"teacher": "no/where"}]),
             "cannot load the teacher 'no/where'",
         ),
+        (lambda m: EnsembleTeacher("logits", teachers={"a": m, "b": m}), "the teachers of an ensemble are a list, not"),
+        (
+            lambda m: EnsembleTeacher("logits", teachers=[{"teacher": "some/where", "init_kwargs": "bfloat16"}, m]),
+            r"teachers\[1\]: init_kwargs are a mapping, .* not 'bfloat16'",
+        ),
+        (
+            lambda m: RoutedTeacher("task", teachers={"a": {"teacher": m, "weight": 2}, "b": m}),
+            r"teachers\[a\]: no option 'weight'. Options: teacher, prompt_template, init_kwargs",
+        ),
         (lambda m: RoutedTeacher("", teachers={"a": m, "b": m}), "needs the column"),
         (lambda m: RoutedTeacher("task", teachers=[m, m]), "are a mapping from the column's values"),
     ],
@@ -180,6 +228,14 @@ def test_what_several_teachers_cannot_do_is_said_in_one_line(make, named, bare, 
 def test_a_panel_that_is_spelled_wrong_is_refused(make_teacher, message, tiny_causal_lm):
     with pytest.raises(TeacherError, match=message):
         make_teacher(tiny_causal_lm(1))
+
+
+def test_what_is_no_model_in_memory_is_no_member(make, named, tiny_causal_lm):
+    model = tiny_causal_lm(1)
+    pair = EnsembleTeacher("logits", teachers=[model, model])
+    for member, name in (("self:base", "self:base"), ("self:ema", "self:ema"), (pair, "ensemble of")):
+        with pytest.raises(TeacherError, match=f"'ensemble' puts models in memory together, and {name}.* is none"):
+            make(named, EnsembleTeacher("logits", teachers=[model, member]))
 
 
 def test_a_weight_of_nothing_is_refused(tiny_causal_lm):

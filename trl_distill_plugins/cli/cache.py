@@ -11,20 +11,28 @@ from rich.table import Table
 from trl_distill_plugins.cli import cache_dataset
 from trl_distill_plugins.errors import ConfigError, DataError, did_you_mean
 
-_HELP = """usage: trl-distill cache build --config FILE --cache_dir DIR [--top_k K] [--min_prob P] [--repair]
-       trl-distill cache build --config FILE --cache_dir DIR --samples N [--repair]
+_HELP = """usage: trl-distill cache build --config FILE --cache_dir DIR [--top_k K]
+                               [--min_prob P] [--samples N] [--repair] ...
        trl-distill cache inspect DIR [--json]
        trl-distill cache verify DIR
-       trl-distill cache export DIR FOLDER     trl-distill cache import FOLDER DIR
-       trl-distill cache push DIR REPO         trl-distill cache pull REPO DIR
+       trl-distill cache export DIR FOLDER
+       trl-distill cache import FOLDER DIR
+       trl-distill cache push DIR REPO
+       trl-distill cache pull REPO DIR
 
-build    ask the teacher of a training config about its rows, once; the same command resumes, and adds new rows
-inspect  whose word a cache holds, of how many texts and tokens, and in how many bytes
-verify   read everything and check it; `build --repair` makes damaged parts again
-export   write a cache as a Hugging Face dataset; import makes the cache of it again
-push     the same to a dataset on the hub, private if it is new; pull gets it from there
+build    ask the teacher of a training config about its rows, once; the same
+         command resumes, and adds new rows
+inspect  whose word a cache holds, of how many texts and tokens, and in how
+         many bytes
+verify   read everything and check it; `build --repair` makes damaged parts
+         again
+export   write a cache as a Hugging Face dataset; import makes the cache of it
+         again
+push     the same to a dataset on the hub, private if it is new; pull gets it
+         from there
 
-Train with `teacher_model_name_or_path: cache:DIR`. `trl-distill cache build --help` lists every option."""
+Train with `teacher_model_name_or_path: cache:DIR`.
+`trl-distill cache build --help` lists every option."""
 
 
 def run(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl_distill_plugins.cli.train import option_in, read_config
+from trl_distill_plugins.cli.train import option_in, read_config, wants_help
 from trl_distill_plugins.cli.train_worker import make_trainer, parse_arguments
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
@@ -17,6 +17,8 @@ from trl_distill_plugins.teachers.cache.header import make_header
 from trl_distill_plugins.teachers.cache.selection import Samples, Selection, TopK
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import Ranks
+
+COMMAND = "trl-distill cache build"
 
 
 @dataclass
@@ -48,19 +50,25 @@ class CacheArguments:
 def main(argv: list[str]) -> int:
     """Parse, prepare the rows as training does, ask the teacher, write."""
     folder = option_in(argv, "cache_dir") or read_config(argv).get("cache_dir")
-    if "-h" not in argv and "--help" not in argv:
+    if not wants_help(argv):
         if not folder:
             raise ConfigError("cache_dir is missing: name the folder of the cache")
         argv = [*argv, "--output_dir", str(folder)]  # for the completions the teacher writes
-    arguments, training, model, cache = parse_arguments(argv, CacheArguments)
+    arguments, training, model, cache = parse_arguments(argv, CacheArguments, command=COMMAND)
     if arguments.trainer != "sft":
         raise ConfigError("a cache holds what a teacher says of texts that are there before training; set trainer: sft")
-    if str(training.teacher_model_name_or_path).startswith("self:"):
+    if training.teacher_model_name_or_path is None:
+        raise ConfigError(
+            "a cache is built from a teacher in memory or on a server; set teacher_model_name_or_path to one"
+        )
+    if training.teacher_model_name_or_path.startswith("self:"):
         raise ConfigError(
             f"{training.teacher_model_name_or_path} is the student in training; what it says before that is cached by "
             f"its path, teacher_model_name_or_path: {model.model_name_or_path}"
         )
     selection = cache.selection
+    # Whatever the losses of the training run are: without one that compares, the teacher would not be loaded.
+    training.losses, training.distill_alpha, training.distill_temperature = ["forward_kl"], None, None
     trainer = make_trainer(arguments, training, model)
     return _build(trainer, training, Path(str(folder)), selection, repair=cache.repair)
 
@@ -68,11 +76,6 @@ def main(argv: list[str]) -> int:
 def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, repair: bool) -> int:
     accelerator, teacher = trainer.accelerator, trainer.teacher
     _check_teacher(teacher, selection)
-    if teacher.tokenizer is not None:
-        raise ConfigError(
-            f"the teacher {teacher} has another tokenizer than the student, and a cache holds log-probabilities of the "
-            "student's tokens; train with this teacher in memory"
-        )
     if accelerator.distributed_type in ("DEEPSPEED", "FSDP"):
         raise ConfigError("every process reads other texts, which a sharded teacher cannot; use multi_gpu or multi_cpu")
     header = make_header(
@@ -107,13 +110,12 @@ def _build(trainer: Any, training: Any, folder: Path, selection: Selection, *, r
 
 
 def _check_teacher(teacher: Any, selection: Selection) -> None:
-    """Raise `ConfigError` unless there is a teacher who says what is to be kept."""
-    if teacher is None:
+    """Raise `ConfigError` unless the teacher says what is to be kept."""
+    if teacher.tokenizer is not None:
         raise ConfigError(
-            "a cache is built from a teacher in memory or on a server; set teacher_model_name_or_path to one"
+            f"the teacher {teacher} has another tokenizer than the student, and a cache holds log-probabilities of the "
+            "student's tokens; train with this teacher in memory"
         )
-    if teacher.form == "text":
-        raise ConfigError(f"the teacher {teacher} gives text only, no probabilities to keep; train on its completions")
     if teacher.form != "dense" and isinstance(selection, Samples):
         raise ConfigError("samples are drawn from whole distributions, and this teacher names only some; set top_k")
 
@@ -131,4 +133,4 @@ def _documents(trainer: Any) -> Iterator[Document]:
 if __name__ == "__main__":
     from trl_distill_plugins.cli.worker import exit_with, run
 
-    exit_with(run(sys.argv[1:], "trl-distill cache build", "trl_distill_plugins.cli.cache_build"))
+    exit_with(run(sys.argv[1:], COMMAND, "trl_distill_plugins.cli.cache_build"))

@@ -102,9 +102,9 @@ def launch(module: str, accelerate_args: list[str], train_args: list[str]) -> in
         with patch_environment(**environment):
             launch_command(args)
     except subprocess.CalledProcessError as error:
-        return _exit_code(error.returncode)
+        return exit_code(error.returncode)
     except ChildFailedError as error:
-        return _exit_code(error.get_first_failure()[1].exitcode)
+        return exit_code(error.get_first_failure()[1].exitcode)
     except SignalException as error:
         return 128 + error.sigval
     except KeyboardInterrupt:
@@ -185,7 +185,8 @@ def _threads(processes: int) -> int:
     return max(1, torch.get_num_threads() // processes)
 
 
-def _exit_code(code: int) -> int:
+def exit_code(code: int) -> int:
+    """What a shell calls the return code of a process: one ended by signal n is 128 + n."""
     return code if code >= 0 else 128 - code
 
 

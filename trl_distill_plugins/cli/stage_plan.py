@@ -11,7 +11,8 @@ COMMANDS = ("train", "generate")
 MERGED = "merged"
 _KEYS = ("name", "command")
 _INHERITED = ("model_name_or_path", "dataset_name")
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SECRET = ("hub_token", "env")
+_NAME = re.compile(r"(?!checkpoint-)[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Stage:
     @property
     def has_adapter(self) -> bool:
         """Whether it trains an adapter."""
-        return self.options.get("use_peft") in (True, "true", "True")
+        return str(self.options.get("use_peft")).lower() in ("true", "yes", "t", "y", "1")
 
 
 def plan_stages(config: dict[str, Any], argv: list[str]) -> list[Stage]:
@@ -46,16 +47,17 @@ def plan_stages(config: dict[str, Any], argv: list[str]) -> list[Stage]:
     or dataset given to all is what the first stage starts from.
 
     Raises:
-        ConfigError: `stages` is no list of stages, or `output_dir` is missing.
+        ConfigError: `stages` is no list of stages, `output_dir` is missing, or an option holds a secret.
     """
     flags = _flags(argv)
-    first = {name: flags.pop(name) for name in ("output_dir", *_INHERITED) if name in flags}
-    common = {name: value for name, value in config.items() if name != "stages"} | first
-    if not common.get("output_dir"):
-        raise ConfigError("output_dir is missing: name the folder the student goes to")
-    root = Path(str(common.pop("output_dir")))
+    root = output_folder(config, argv)
+    first = {name: flags.pop(name) for name in _INHERITED if name in flags}
+    common = {name: value for name, value in config.items() if name not in ("stages", "output_dir")} | first
+    flags.pop("output_dir", None)
     stages: list[Stage] = []
     listed = _checked(config["stages"])
+    _check_secrets([common, flags, *listed])
+    last = next((given for given in reversed(listed) if given["command"] == "train"), None)
     for given in listed:
         name, command = given["name"], given["command"]
         own = {option: value for option, value in given.items() if option not in _KEYS}
@@ -63,19 +65,28 @@ def plan_stages(config: dict[str, Any], argv: list[str]) -> list[Stage]:
             folder = root / name
             place = {"output_file": str(folder / "completions.jsonl")}
         else:
-            folder = root if given is listed[-1] else root / name
+            folder = root if given is last else root / name
             place = {"output_dir": str(folder)}
-        stages.append(Stage(name, command, folder, common | _left_by(stages) | place | own | flags))
+        stages.append(Stage(name, command, folder, common | _left_by(stages, command) | place | own | flags))
     return stages
 
 
-def _left_by(stages: list[Stage]) -> dict[str, Any]:
-    """The student and the dataset that earlier stages made."""
+def output_folder(config: dict[str, Any], argv: list[str]) -> Path:
+    """Where a run in stages writes. Raise `ConfigError` if nobody says."""
+    folder = _flags(argv).get("output_dir", config.get("output_dir"))
+    if folder is True or not folder:
+        raise ConfigError("output_dir is missing: name the folder the student goes to")
+    return Path(str(folder))
+
+
+def _left_by(stages: list[Stage], command: str) -> dict[str, Any]:
+    """The student and the dataset that earlier stages made for a run of `command`; a dataset of completions is not one
+    to generate from."""
     left = {}
     for stage in stages:
         if stage.command == "train":
             left["model_name_or_path"] = str(stage.student)
-        else:
+        elif command == "train":
             left["dataset_name"] = stage.options["output_file"]
     return left
 
@@ -89,7 +100,10 @@ def _checked(stages: Any) -> list[dict[str, Any]]:
     for stage in named:
         name, command = stage["name"], stage["command"]
         if not isinstance(name, str) or not _NAME.fullmatch(name) or names.count(name) > 1:
-            raise ConfigError(f"the name of a stage is a folder's: letters, digits, - and _, once each; got {name!r}")
+            raise ConfigError(
+                "the name of a stage is a folder's: letters, digits, - and _, once each, and no checkpoint's; got "
+                f"{name!r}"
+            )
         if command not in COMMANDS:
             hint = did_you_mean(str(command), COMMANDS) or "."
             raise ConfigError(f"stage {name}: no command {command!r}{hint} Commands: {', '.join(COMMANDS)}")
@@ -99,21 +113,34 @@ def _checked(stages: Any) -> list[dict[str, Any]]:
     return named
 
 
+def _check_secrets(given: list[dict[str, Any]]) -> None:
+    for option in _SECRET:
+        if any(option in options for options in given):
+            raise ConfigError(
+                f"{option} is not for a run in stages, which keeps the options of each in files; leave it out, and set "
+                "environment variables, HF_TOKEN for the hub"
+            )
+
+
 def _flags(argv: list[str]) -> dict[str, Any]:
-    """The flags of a command line as a config file would hold them; without `--config`."""
+    """The flags of a command line, `--no-bf16` and `--no_bf16` among them, as a config file would hold them; without
+    `--config`."""
     flags: dict[str, Any] = {}
     name = ""
     for word in argv:
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
             flags[name] = [value] if equals else []
         elif not name:
             raise ConfigError(f"unexpected argument {word!r}; options are written --name value")
         else:
             flags[name].append(word)
     flags.pop("config", None)
-    return {name: _value(words) for name, words in flags.items()}
+    return dict(_option(name, words) for name, words in flags.items())
 
 
-def _value(words: list[str]) -> Any:
-    return True if not words else words[0] if len(words) == 1 else words
+def _option(name: str, words: list[str]) -> tuple[str, Any]:
+    if not words:
+        return name.removeprefix("no_"), not name.startswith("no_")
+    return name, words[0] if len(words) == 1 else words

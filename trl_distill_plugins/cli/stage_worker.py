@@ -2,13 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trl_distill_plugins.cli.worker import exit_with, run
 from trl_distill_plugins.errors import ConfigError, DistillError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def main(argv: list[str]) -> int:
@@ -25,10 +22,12 @@ def main(argv: list[str]) -> int:
 def _check(name: str, command: str, config: str) -> None:
     from trl_distill_plugins.cli.generate import arguments
     from trl_distill_plugins.cli.train_worker import parse_arguments
+    from trl_distill_plugins.teachers import check_teacher
 
-    parse: Callable[[list[str]], Any] = arguments.parse if command == "generate" else parse_arguments
+    argv = ["--config", config]
     try:
-        parse(["--config", config])
+        options: Any = arguments.parse(argv) if command == "generate" else parse_arguments(argv)[1]
+        check_teacher(options.teacher_model_name_or_path, options.teacher_model_init_kwargs)
     except DistillError as error:
         raise ConfigError(f"stage {name}: {error}") from error
 

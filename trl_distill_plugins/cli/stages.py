@@ -7,14 +7,15 @@
       - {name: imitate, teacher_model_name_or_path: big, losses: [cross_entropy], num_train_epochs: 1}
       - {teacher_model_name_or_path: bigger, losses: [forward_kl], num_train_epochs: 3}
 
-The last stage's student goes to `output_dir`, those before to folders of their own in it. `stages.json` there says what
-is finished; the same command goes on behind it.
+The last student goes to `output_dir`, those before to folders of their own in it. `stages.json` there says what is
+finished; the same command goes on behind it.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 import yaml
 
 from trl_distill_plugins.cli import generate
-from trl_distill_plugins.cli.stage_plan import Stage, plan_stages
-from trl_distill_plugins.cli.train import option_in
+from trl_distill_plugins.cli.launch import exit_code
+from trl_distill_plugins.cli.stage_plan import Stage, output_folder, plan_stages
+from trl_distill_plugins.cli.train import LAUNCH_OPTIONS
 from trl_distill_plugins.errors import ConfigError
 
 RECORD = "stages.json"
@@ -38,11 +40,10 @@ def run_stages(config: dict[str, Any], argv: list[str], train: Callable[[list[st
         train: runs one stage, given its arguments.
     """
     stages = plan_stages(config, argv)
-    root = Path(option_in(argv, "output_dir") or config["output_dir"])
+    root = output_folder(config, argv)
     record = _Record(root / RECORD)
     todo = [stage for stage in stages if not record.has(stage)]
-    checks = [part for stage in todo for part in (stage.name, stage.command, str(_write(stage)))]
-    code = _work("check", *checks) if todo else 0
+    code = _check(todo) if todo else 0
     for number, stage in enumerate(stages, start=1):
         if code:
             break
@@ -51,33 +52,40 @@ def run_stages(config: dict[str, Any], argv: list[str], train: Callable[[list[st
             print(f"{what}: finished before, in {stage.folder}", flush=True)
             continue
         print(f"{what}: {stage.command}, into {stage.folder}", flush=True)
-        code = _run(stage, train, is_last=stage is stages[-1])
+        code = _run(stage, train, is_handed_on=stage.folder != root)
         if not code:
             record.add(stage)
     return code
 
 
-def _run(stage: Stage, train: Callable[[list[str]], int], *, is_last: bool) -> int:
-    arguments = ["--config", str(_file_of(stage))]
+def _check(stages: list[Stage]) -> int:
+    """Have the options of stages read before the first of them starts; in a folder that goes again, for nothing that is
+    refused, a key for one, is to stay in a file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [_write(stage, Path(scratch)) for stage in stages]
+        parts = [
+            part for stage, file in zip(stages, files, strict=True) for part in (stage.name, stage.command, str(file))
+        ]
+        return _work("check", *parts)
+
+
+def _run(stage: Stage, train: Callable[[list[str]], int], *, is_handed_on: bool) -> int:
+    arguments = ["--config", str(_write(stage, stage.folder))]
     if stage.command == "generate":
         return generate.run(arguments)
     code = train([*arguments, "--resume_from_checkpoint", "true"])
-    return code or (_work("merge", str(stage.folder), str(stage.student)) if stage.has_adapter and not is_last else 0)
+    return code or (_work("merge", str(stage.folder), str(stage.student)) if stage.has_adapter and is_handed_on else 0)
 
 
 def _work(*arguments: str) -> int:
     """Run `stage_worker` in a process of its own: what it imports is not for the one that starts the stages."""
     command = [sys.executable, "-m", "trl_distill_plugins.cli.stage_worker", *arguments]
-    return subprocess.run(command, check=False).returncode
+    return exit_code(subprocess.run(command, check=False).returncode)
 
 
-def _file_of(stage: Stage) -> Path:
-    return stage.folder / f"{stage.name}.yaml"
-
-
-def _write(stage: Stage) -> Path:
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    file = _file_of(stage)
+def _write(stage: Stage, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{stage.name}.yaml"
     file.write_text(yaml.safe_dump(stage.options, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return file
 
@@ -114,5 +122,7 @@ class _Record:
 
 
 def _as_json(stage: Stage) -> dict[str, Any]:
-    options: dict[str, Any] = json.loads(json.dumps({"command": stage.command, **stage.options}, default=str))
+    """The options that make a stage what it is: not on how many processes it ran."""
+    own = {name: value for name, value in stage.options.items() if name not in LAUNCH_OPTIONS}
+    options: dict[str, Any] = json.loads(json.dumps({"command": stage.command, **own}, default=str))
     return options

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from transformers import AutoConfig
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_distill_plugins.cli.train import LAUNCH_OPTIONS, option_in, read_config
+from trl_distill_plugins.cli.train import COMMAND, LAUNCH_OPTIONS, epilog_of, option_in, read_config, wants_help
 from trl_distill_plugins.errors import ConfigError, DataError, DistillError, did_you_mean, load_failure
 from trl_distill_plugins.losses.checks import check_range
 from trl_distill_plugins.prompts.files import is_data_file, load_rows, name_of
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
-    """The arguments of a run, from `--config` and flags; flags win.
+def parse_arguments(argv: list[str], *more: type[Any], command: str = COMMAND) -> tuple[Any, ...]:
+    """The arguments of a run of `command`, from `--config` and flags; flags win.
 
     Returns what to train on (`TrainArguments`), the training arguments (`DistillSFTConfig` or `DistillGKDConfig`), the
     student (`ModelConfig`), and an object of each dataclass in `more`.
@@ -73,12 +73,12 @@ def parse_arguments(argv: list[str], *more: type[Any]) -> tuple[Any, ...]:
     name = str(option_in(argv, "trainer") or config.get("trainer", "sft"))
     if name not in _TRAINERS:
         raise ConfigError(f"no trainer named {name!r}{did_you_mean(name, _TRAINERS) or '.'} Trainers: sft, gkd")
-    if not (option_in(argv, "output_dir") or config.get("output_dir")):
+    if not (wants_help(argv) or option_in(argv, "output_dir") or config.get("output_dir")):
         raise ConfigError("output_dir is missing: name the folder the student goes to")
     config_class, _ = _TRAINERS[name]
     classes = (TrainArguments, config_class, ModelConfig, *more)
-    (arguments, training, model, *others), in_config, in_flags = parse_options(argv, classes, "trl-distill train")
-    check_known([*in_config, *in_flags], option_names(classes), "trl-distill train")
+    (arguments, training, model, *others), in_config, in_flags = parse_options(argv, classes, command)
+    check_known([*in_config, *in_flags], option_names(classes), command)
     if not model.model_name_or_path:
         raise ConfigError("model_name_or_path is missing: name the student, by path or hub name")
     _check_training(training)
@@ -102,7 +102,7 @@ def parse_options(
     Raises:
         ConfigError: an option is malformed or out of range.
     """
-    parser = _Parser(classes, prog=command, allow_abbrev=False)
+    parser = _Parser(classes, prog=command, epilog=epilog_of(command), allow_abbrev=False)
     parser.error = _refuse
     try:
         *parsed, in_config, in_flags = parser.parse_args_and_config(

@@ -59,7 +59,8 @@ class ViewCollator:
         if not self.same_tokens:  # the student's padding token may be none of the teacher's
             teacher["input_ids"].clamp_(max=max(max(view["input_ids"]) for view in views))
         check = _check_alignment if self.same_tokens else _check_completions
-        for labels in _by_reader(student["labels"], teacher):
+        readers = sorted({reader for view in views for reader in view.get(MEMBERS, ())})
+        for labels in _by_reader(student["labels"], teacher, readers):
             check(student["labels"], labels)
         return {**student, **{PREFIX + key: value for key, value in teacher.items()}}
 
@@ -76,13 +77,13 @@ class ViewCollator:
         return batch
 
 
-def _by_reader(student: torch.Tensor, teacher: Batch) -> list[torch.Tensor]:
-    """The teacher's labels; of teachers who all read every row, the labels of each."""
+def _by_reader(student: torch.Tensor, teacher: Batch, readers: list[int]) -> list[torch.Tensor]:
+    """The teacher's labels; of `readers` who all read every row, the labels of each."""
     labels, members = teacher["labels"], teacher.get(MEMBERS)
     counts = [int((part != IGNORE_INDEX).sum()) for part in (student, labels)]
     if members is None or counts[0] == counts[1]:
         return [labels]
-    return [labels.masked_fill(members != reader, IGNORE_INDEX) for reader in members.unique().tolist()]
+    return [labels.masked_fill(members != reader, IGNORE_INDEX) for reader in readers]
 
 
 def _check_alignment(student: torch.Tensor, teacher: torch.Tensor) -> None:

@@ -46,6 +46,7 @@ class ViewBuilder:
             `panel.py`.
         max_length: the student's window in tokens, 2 or more; None is no limit. See `truncation.py`.
         max_teacher_length: the teacher's window. With equal templates there is one view, which fits both windows.
+        teacher_reads: False for a teacher that only completes prompts, so that rows have the student's view alone.
         input_column: the column that `{input}` stands for, and the prompt of a row that has no template.
         completion_required: False lets rows without a completion through as prompts whose labels are all -100.
     """
@@ -59,6 +60,7 @@ class ViewBuilder:
         teacher_template: PromptTemplate | PanelTemplates | None = None,
         max_length: int | None = None,
         max_teacher_length: int | None = None,
+        teacher_reads: bool = True,
         input_column: str | None = None,
         completion_required: bool = True,
     ) -> None:
@@ -69,8 +71,9 @@ class ViewBuilder:
         self.teacher_encoder = self.encoder if teacher_tokenizer is None else Encoder(teacher_tokenizer, "teacher")
         self.student_template = student_template
         self.teacher_template = teacher_template
-        self.has_teacher_view = teacher_tokenizer is not None or student_template != teacher_template
-        self.windows = Windows(max_length, max_teacher_length)
+        differs = teacher_tokenizer is not None or student_template != teacher_template
+        self.has_teacher_view = teacher_reads and differs
+        self.windows = Windows(max_length, max_teacher_length if teacher_reads else None)
         self.input_column = input_column
         self.completion_required = completion_required
 
@@ -86,7 +89,7 @@ class ViewBuilder:
         Raises `DataError` naming `name`, the row (counted from 1) and the column.
         """
         source = self._source(row, f"{name}, row {index + 1}")
-        if isinstance(self.teacher_template, PanelTemplates):
+        if self.has_teacher_view and isinstance(self.teacher_template, PanelTemplates):
             return self._panel_row(source, self.teacher_template)
         student, completion, teacher, their_completion = self._encode(source)
         bos = self.encoder.bos_token_id
@@ -178,6 +181,8 @@ class ViewBuilder:
                 return student, ids, self.encoder.prompt_ids(teacher_prompt, completion, source), ids
             return student, ids, *self.teacher_encoder.encode(teacher_prompt, completion, source)
         student = self.encoder.generation_ids(student_prompt, source)
+        if not self.has_teacher_view:
+            return student, [], student, []
         return student, [], self.teacher_encoder.generation_ids(teacher_prompt, source), []
 
 

@@ -27,6 +27,12 @@ def load_tokenizer(spec: Any, init_kwargs: dict[str, Any] | None = None, *, trus
     return teacher_class.load_tokenizer(address, **_loading(teacher_class, spec, init_kwargs, trust_remote_code))
 
 
+def check_teacher(spec: Any, init_kwargs: dict[str, Any] | None = None) -> None:
+    """Raise `DistillError` for what `make_teacher` would refuse without loading or asking anything."""
+    teacher_class, address = _find_teacher(spec)
+    teacher_class.check_address(address, **(init_kwargs or {}))
+
+
 def _loading(cls: type["Teacher"], spec: Any, init_kwargs: dict[str, Any] | None, trusts: bool) -> dict[str, Any]:
     trust = {"trust_remote_code": True} if trusts and cls.name == "local" and isinstance(spec, str) else {}
     return trust | (init_kwargs or {})

@@ -79,6 +79,10 @@ class Teacher(ABC):
         a teacher that takes their text. Loads no model. A tokenizer that cannot be loaded is a `TeacherError`."""
         return None
 
+    @classmethod  # noqa: B027 - most can tell no sooner
+    def check_address(cls, address: Any, **init_kwargs: Any) -> None:
+        """Raise `DistillError` for what no such teacher can be made of. Loads nothing, asks nobody, writes nothing."""
+
     def __str__(self) -> str:
         """How messages name this teacher."""
         return repr(self.name)

@@ -36,8 +36,11 @@ class Member:
         return self.template if self.has_template else default
 
 
-def parse_members(kind: str, specs: Sequence[tuple[Any, Any]], unknown: dict[str, Any]) -> list[Member]:
-    """The teachers in `specs`, pairs of name and spec. `unknown` are options nobody takes.
+def parse_members(
+    kind: str, specs: Sequence[tuple[Any, Any]], unknown: dict[str, Any], *, weighted: bool = True
+) -> list[Member]:
+    """The teachers in `specs`, pairs of name and spec. `unknown` are options nobody takes; `weighted` says whether a
+    spec may have a weight.
 
     Raises:
         TeacherError: there are fewer than two, a spec is malformed, or a teacher cannot be loaded.
@@ -46,22 +49,26 @@ def parse_members(kind: str, specs: Sequence[tuple[Any, Any]], unknown: dict[str
         raise TeacherError(f"the teacher {kind!r} takes the option teachers, not {', '.join(unknown)}")
     if len(specs) < 2:
         raise TeacherError(f"the teacher {kind!r} needs two teachers or more; list them in its option teachers")
-    return [_member(str(name), spec, f"teachers[{name}]") for name, spec in specs]
+    keys = [key for key in _KEYS if weighted or key != "weight"]
+    return [_member(str(name), spec, f"teachers[{name}]", keys) for name, spec in specs]
 
 
-def _member(name: str, spec: Any, where: str) -> Member:
+def _member(name: str, spec: Any, where: str, keys: Sequence[str]) -> Member:
     options = dict(spec) if isinstance(spec, dict) else {"teacher": spec}
     for key in options:
-        if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS) or "."
-            raise TeacherError(f"{where}: no option {key!r}{hint} Options: {', '.join(_KEYS)}")
+        if key not in keys:
+            hint = did_you_mean(key, keys) or "."
+            raise TeacherError(f"{where}: no option {key!r}{hint} Options: {', '.join(keys)}")
     if options.get("teacher") is None:
         raise TeacherError(f"{where}: teacher is missing: a path, a hub name, or scheme:address of a teacher plugin")
+    init_kwargs = options.get("init_kwargs")
+    if not isinstance(init_kwargs, dict | None):
+        raise TeacherError(f"{where}: init_kwargs are a mapping, e.g. {{dtype: bfloat16}}, not {init_kwargs!r}")
     weight = options.get("weight", 1.0)
     check_range(f"{where}: weight", weight, above=0.0)
     return Member(
         name,
-        make_teacher(options["teacher"], options.get("init_kwargs")),
+        make_teacher(options["teacher"], init_kwargs),
         float(weight),
         PromptTemplate.parse(options.get("prompt_template"), f"{where}: prompt_template"),
         "prompt_template" in options,

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from trl_distill_plugins.errors import TeacherError, did_you_mean
+from trl_distill_plugins.errors import DataError, TeacherError, did_you_mean
 from trl_distill_plugins.losses.joint import JointSignal, Mix, Part
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.prompts.panel import MEMBERS, PanelTemplates
@@ -27,6 +27,7 @@ from trl_distill_plugins.prompts.templates import PromptTemplate
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of, padded
 from trl_distill_plugins.teachers.members import Member, parse_members
+from trl_distill_plugins.teachers.self_teacher import SelfTeacher
 
 
 class Panel(Teacher):
@@ -46,6 +47,11 @@ class Panel(Teacher):
     def check_student(self, tokenizer: Any) -> None:
         """Raise `TeacherError` unless all teachers have the student's tokenizer and give whole distributions."""
         for member in self.members:
+            if isinstance(member.teacher, Panel | SelfTeacher):
+                raise TeacherError(
+                    f"{self.name!r} puts models in memory together, and {member.teacher} is none; give a path or hub "
+                    "name, for the student as it was its own"
+                )
             member.teacher.check_student(tokenizer)
             if member.teacher.form != "dense" or member.teacher.tokenizer is not None:
                 raise TeacherError(
@@ -72,6 +78,10 @@ class Panel(Teacher):
             own = {**inputs, "attention_mask": kept & (members == number)}
             documents = list(documents_of(own, trained & (members[:, 1:] == number)))
             signals.append(_signal_of(member.teacher, documents, trained.device))
+        if sum(map(len, signals)) != int(trained.sum()):
+            raise DataError(
+                f"the rows were prepared for other teachers than the {self}; prepare them anew from their text"
+            )
         return signals
 
 
@@ -89,6 +99,8 @@ class EnsembleTeacher(Panel):
         if address not in get_args(Mix):
             hint = did_you_mean(address, get_args(Mix)) or "."
             raise TeacherError(f"an ensemble mixes probabilities or logits, not {address!r}{hint}")
+        if not isinstance(teachers, list | tuple):
+            raise TeacherError(f"the teachers of an ensemble are a list, not {teachers!r}")
         self.mix = address
         self.members = parse_members(self.name, list(enumerate(teachers, start=1)), unknown)
         total = sum(member.weight for member in self.members)
@@ -136,7 +148,7 @@ class RoutedTeacher(Panel):
         if teachers is not None and not isinstance(teachers, Mapping):
             raise TeacherError("the teachers of a routed teacher are a mapping from the column's values to teachers")
         self._column = address
-        self.members = parse_members(self.name, list((teachers or {}).items()), unknown)
+        self.members = parse_members(self.name, list((teachers or {}).items()), unknown, weighted=False)
 
     def prompts(self, template: PromptTemplate | None) -> PanelTemplates:
         """The prompt of each teacher, and the column."""

@@ -1,13 +1,11 @@
 """The mixin that turns a TRL trainer into a distilling one."""
 
 import inspect
-import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.losses.base import IGNORE_INDEX
@@ -22,22 +20,12 @@ from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
 from trl_distill_plugins.trainers.hidden_terms import HiddenTerms
-from trl_distill_plugins.trainers.preconditions import (
-    aligns,
-    check_row_format,
-    check_teacher_given,
-    has_prompts,
-    load_teacher,
-    load_tokenizer,
-    refuse_unsupported,
-)
+from trl_distill_plugins.trainers.preconditions import aligns, refuse_unsupported, set_up
 from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
 from trl_distill_plugins.trainers.student_pass import TrainedPositions, join_teacher, student_pass
 from trl_distill_plugins.trainers.teacher_health import check_finite
 from trl_distill_plugins.trainers.views import ViewPreparation
-
-logger = logging.getLogger(__name__)
 
 # The key of a batch that says whether the student wrote its completions.
 ON_POLICY = "on_policy"
@@ -84,29 +72,10 @@ class DistillationMixin:
 
     def _init_distillation(self, args: Any, teacher_model: Any, arguments: dict[str, Any]) -> None:
         objective = args.objective() or self._default_objective(args, teacher_model is not None)
-        check_teacher_given(args, objective, teacher_model, arguments.get("model"))
-        names = () if arguments.get("formatting_func") is not None else ("train_dataset", "eval_dataset")
-        datasets = [arguments.get(name) for name in names]
-        is_asked = self._student_completes or objective is None or objective.needs_teacher
-        if teacher_model is not None and not is_asked and ViewPreparation.all_complete(datasets):
-            logger.warning("No loss compares with the teacher, and every row has its completion: it is not loaded")
-            teacher_model = None
-        builds_views = self._student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
-        check_row_format(arguments, builds_views=builds_views)
-        if objective is None and not builds_views:
-            self._init_parent(arguments)
-            return
-        tokenizer = arguments.get("processing_class") or load_tokenizer(arguments.get("model"), args)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise ConfigError("vision-language models are not supported; pass a text tokenizer as processing_class")
-        arguments["processing_class"] = tokenizer
-        teacher = None if teacher_model is None else load_teacher(args, objective, teacher_model, tokenizer)
-        builds_views = builds_views or aligns(objective, teacher) or has_prompts(args, teacher)
-        check_row_format(arguments, builds_views=builds_views)
-        if builds_views:
-            args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        found = set_up(args, objective, teacher_model, arguments, student_completes=self._student_completes)
         self._init_parent(arguments)
-        self._finish_init(objective, teacher, builds_views)
+        if found is not None:
+            self._finish_init(objective, *found)
 
     def _default_objective(self, args: Any, has_teacher: bool) -> Objective | None:
         """What to minimise where the arguments name no loss."""
@@ -122,18 +91,24 @@ class DistillationMixin:
                 join_teacher(self, teacher)
             self.hidden_terms = HiddenTerms(objective, teacher, self)
         self.objective, self.teacher = objective, teacher
+        teacher_reads = objective is not None and (objective.needs_teacher or self._teacher_writes)
         if teacher is not None and aligns(objective, teacher):
             self._alignment = TeacherAlignment(self.processing_class, teacher.tokenizer)
         if builds_views:
             self._views = ViewPreparation(
-                self.args, self.processing_class, teacher, self.accelerator, student_completes=self._student_completes
+                self.args,
+                self.processing_class,
+                teacher,
+                self.accelerator,
+                teacher_reads=teacher_reads,
+                student_completes=self._student_completes,
             )
             self.train_dataset = self._views(self.train_dataset, "train", packing=self.args.packing)
             self.eval_dataset = self._prepare_eval(self.eval_dataset)
         self.data_collator = ViewCollator(self.data_collator, same_tokens=getattr(teacher, "tokenizer", None) is None)
         if objective is None:
             return
-        if teacher is not None and (objective.needs_teacher or self._teacher_writes):
+        if teacher is not None and teacher_reads:
             teacher.prepare(lambda model: trl_compat.place_teacher(model, self.accelerator))
         # This trainer's loss divides by `num_items_in_batch` itself, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True

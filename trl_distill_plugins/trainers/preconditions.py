@@ -1,8 +1,9 @@
 """What a distillation run needs before it can start, and what it cannot do."""
 
+import logging
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_distill_plugins.errors import ConfigError, TeacherError, load_failure
 from trl_distill_plugins.losses.objective import Objective
@@ -12,9 +13,43 @@ from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.local import difference_of
 from trl_distill_plugins.trainers import trl_compat
+from trl_distill_plugins.trainers.views import ViewPreparation
+
+logger = logging.getLogger(__name__)
 
 
-def check_teacher_given(args: Any, objective: Objective | None, teacher_model: Any, model: Any) -> None:
+def set_up(
+    args: Any, objective: Objective | None, teacher_model: Any, arguments: dict[str, Any], *, student_completes: bool
+) -> tuple[Teacher | None, bool] | None:
+    """Load the teacher and the student's tokenizer, which is put into the trainer's `arguments`.
+
+    Returns the teacher, if one is needed, and whether the datasets are prepared here; None where the run is its
+    parent's alone.
+    """
+    _check_teacher_given(args, objective, teacher_model, arguments.get("model"))
+    names = () if arguments.get("formatting_func") is not None else ("train_dataset", "eval_dataset")
+    datasets = [arguments.get(name) for name in names]
+    is_asked = student_completes or objective is None or objective.needs_teacher
+    if teacher_model is not None and not is_asked and ViewPreparation.all_complete(datasets):
+        logger.warning("No loss compares with the teacher, and every row has its completion: it is not loaded")
+        teacher_model = None
+    builds_views = student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
+    _check_row_format(arguments, builds_views=builds_views)
+    if objective is None and not builds_views:
+        return None
+    tokenizer = arguments.get("processing_class") or _load_tokenizer(arguments.get("model"), args)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError("vision-language models are not supported; pass a text tokenizer as processing_class")
+    arguments["processing_class"] = tokenizer
+    teacher = None if teacher_model is None else _load_teacher(args, objective, teacher_model, tokenizer)
+    builds_views = builds_views or aligns(objective, teacher) or _has_prompts(args, teacher)
+    _check_row_format(arguments, builds_views=builds_views)
+    if builds_views:
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    return teacher, builds_views
+
+
+def _check_teacher_given(args: Any, objective: Objective | None, teacher_model: Any, model: Any) -> None:
     """Raise `ConfigError` unless there is a teacher exactly where one is needed, and it is not the student."""
     if teacher_model is not None and teacher_model is model:
         raise ConfigError(
@@ -29,7 +64,7 @@ def check_teacher_given(args: Any, objective: Objective | None, teacher_model: A
         raise ConfigError("teacher_prompt_template is set, but no teacher; set teacher_model_name_or_path")
 
 
-def check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
+def _check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
     """Raise `ConfigError` if the rows are texts of one piece where prompt and completion are needed."""
     if builds_views and arguments.get("formatting_func") is not None:
         raise ConfigError(
@@ -38,7 +73,7 @@ def check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
         )
 
 
-def load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
+def _load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:
     """The teacher of a run, which says what the losses need of the tokens of the student's `tokenizer`, or of those
     that its own has in common with it."""
     init_kwargs = args.teacher_model_init_kwargs or {}
@@ -61,7 +96,7 @@ def aligns(objective: Objective | None, teacher: Teacher | None) -> bool:
     return foreign and objective is not None and objective.needs_teacher
 
 
-def has_prompts(args: Any, teacher: Teacher | None) -> bool:
+def _has_prompts(args: Any, teacher: Teacher | None) -> bool:
     """Whether the teacher has prompts of its own, beside `teacher_prompt_template`."""
     return teacher is not None and teacher.prompts(args.template("teacher")) != args.template("teacher")
 
@@ -78,7 +113,7 @@ def _check_copes(objective: Objective, teacher: Teacher, tokenizer: Any) -> None
         )
 
 
-def load_tokenizer(model: Any, args: Any) -> Any:
+def _load_tokenizer(model: Any, args: Any) -> Any:
     """The student's tokenizer, found as `SFTTrainer` finds it."""
     name = model if isinstance(model, str) else trl_compat.get_config_model_id(model.config)
     revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None

@@ -24,6 +24,7 @@ from trl_distill_plugins.teachers.completions import (
     make_request,
     write_completions,
 )
+from trl_distill_plugins.teachers.several import Panel
 from trl_distill_plugins.trainers import trl_compat
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,22 @@ class ViewPreparation:
         tokenizer: the student's.
         teacher: None where there is no teacher; rows must then bring their completions.
         accelerator: the trainer's.
+        teacher_reads: whether the teacher reads the prepared rows; it may only write completions.
         student_completes: whether training rows may stay without a completion.
     """
 
     def __init__(
-        self, args: Any, tokenizer: Any, teacher: Teacher | None, accelerator: Any, *, student_completes: bool
+        self,
+        args: Any,
+        tokenizer: Any,
+        teacher: Teacher | None,
+        accelerator: Any,
+        *,
+        teacher_reads: bool,
+        student_completes: bool,
     ) -> None:
         self.args, self.tokenizer, self.teacher, self.accelerator = args, tokenizer, teacher, accelerator
-        self.student_completes = student_completes
+        self.teacher_reads, self.student_completes = teacher_reads, student_completes
 
     @staticmethod
     def needed(args: Any, datasets: Iterable[Any], has_teacher: bool) -> bool:
@@ -103,6 +112,7 @@ class ViewPreparation:
             teacher_template=teacher_template,
             max_length=args.max_length,
             max_teacher_length=args.max_teacher_length,
+            teacher_reads=self.teacher_reads,
             input_column=args.input_column,
             completion_required=completion_required,
         )
@@ -127,7 +137,6 @@ class ViewPreparation:
     ) -> list[dict[str, Any]]:
         args = self.args
         generation = Generation(args.max_new_tokens, getattr(args, "generation_temperature", 0.0))
-        who = f"{args.teacher_model_name_or_path or type(teacher).__name__}"
         repeats: Counter[tuple[int, ...]] = Counter()
         requests = []
         for index in rows:
@@ -138,7 +147,7 @@ class ViewPreparation:
             repeat = repeats[ids] if generation.temperature > 0 else 0
             repeats[ids] += 1
             shown = SourceRow(row, name, args.input_column).own_prompt()
-            requests.append(make_request(prompt, {"prompt": shown}, who, generation, repeat))
+            requests.append(make_request(prompt, {"prompt": shown}, self._writer(teacher, prompt), generation, repeat))
         accelerator = self.accelerator
         ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
         store = CompletionStore(Path(args.output_dir, FILE_NAME), ranks)
@@ -152,6 +161,12 @@ class ViewPreparation:
                 batch_size=getattr(args, "generation_batch_size", args.per_device_eval_batch_size),
                 description=f"Teacher completions for {name}",
             )
+
+    def _writer(self, teacher: Teacher, prompt: TeacherPrompt) -> str:
+        """The name of who completes a prompt."""
+        if isinstance(teacher, Panel):  # its own name does not say of whom it consists
+            return str(teacher.members[prompt.member].teacher)
+        return str(self.args.teacher_model_name_or_path or type(teacher).__name__)
 
 
 def _lacks_completions(dataset: Any, text_field: str, has_teacher: bool) -> bool:

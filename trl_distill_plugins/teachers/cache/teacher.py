@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from trl_distill_plugins.errors import DataError, TeacherError
 from trl_distill_plugins.losses.sparse import SparseSignal
+from trl_distill_plugins.teachers import load_tokenizer
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.cache.codec import decode
 from trl_distill_plugins.teachers.cache.documents import Document, documents_of
 from trl_distill_plugins.teachers.cache.header import FORMAT, tokenizer_fingerprint
 from trl_distill_plugins.teachers.cache.store import CacheStore
 from trl_distill_plugins.teachers.completions import FILE_NAME, CompletionStore, Ranks, completion_in, make_request
-from trl_distill_plugins.teachers.local import LocalTeacher
 
 
 class CachedTeacher(Teacher):
@@ -43,7 +43,14 @@ class CachedTeacher(Teacher):
     @classmethod
     def load_tokenizer(cls, address: str, **init_kwargs: Any) -> Any:
         """The tokenizer of the teacher whose word the cache holds."""
-        return LocalTeacher.load_tokenizer(cls(address, **init_kwargs)._store.header["teacher"])
+        cached = cls(address, **init_kwargs)
+        tokenizer = load_tokenizer(cached._store.header["teacher"])
+        if tokenizer is None:
+            raise TeacherError(
+                f"{cached} finds completions by token ids, and its teacher has no tokenizer here; take those of the "
+                f"build from {cached._store.folder / FILE_NAME}, or ask that teacher"
+            )
+        return tokenizer
 
     def __str__(self) -> str:
         """The folder, and whose word is in it."""

@@ -38,6 +38,12 @@ class ServedTeacher(Teacher):
         self._client = Client(self._server, self._options)
         self._tokenizer: Any = None
 
+    @classmethod
+    def check_address(cls, address: str, **init_kwargs: Any) -> None:
+        """Raise `DistillError` for an address or options that are none, or hold a key."""
+        Server.parse(address)
+        Options.parse(init_kwargs)
+
     def __str__(self) -> str:
         """The address."""
         return str(self._server)
