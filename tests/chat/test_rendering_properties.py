@@ -20,7 +20,7 @@ clean = st.lists(plain | st.sampled_from(TRICKY), max_size=4).map("".join)
 texts = st.lists(plain | st.sampled_from(TRICKY) | st.sampled_from(CONTROL), max_size=5).map("".join)
 every = pytest.mark.parametrize("kind", KINDS)
 formats = pytest.mark.parametrize("name", NAMES)
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=15, deadline=None)
 
 
 def conversations(content):
