@@ -53,6 +53,23 @@ def test_training_from_a_cache_follows_the_teacher_itself(
     assert from_cache == pytest.approx(online, rel=0.01)
 
 
+def test_a_cache_of_rows_with_weights_is_found_with_any_weights_above_0(build, train_here, options, tmp_path):
+    """Which tokens are trained is part of a text's name; what they weigh is not."""
+    numbers = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+
+    def write(name, weights):
+        pairs = zip(numbers, weights, strict=True)
+        return write_rows(tmp_path / name, [{"prompt": f"{n} :", "completion": " fox", "weight": w} for n, w in pairs])
+
+    first, second = write("first.jsonl", [0.5, 0, 2, 1] * 2), write("second.jsonl", [1, 0, 0.25, 4] * 2)
+    zero = write("zero.jsonl", [1, 1, 1, 1] * 2)
+    assert build(tmp_path / "cache", top_k=300, dataset_name=str(first)) == 0
+    assert len(CacheStore(tmp_path / "cache")) == 6
+    cached = {**options, "teacher_model_name_or_path": f"cache:{tmp_path / 'cache'}"}
+    assert train_here(cached | {"dataset_name": str(second), "packing": True, "padding_free": False}) == 0
+    assert train_here(cached | {"dataset_name": str(zero)}) == 2
+
+
 @pytest.mark.parametrize(
     "changes", [{"packing": True, "padding_free": False}, {"shuffle_dataset": True, "seed": 7}], ids=str
 )

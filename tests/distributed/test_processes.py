@@ -52,6 +52,24 @@ def test_gkd_has_one_curve_and_divides_by_the_tokens_it_trains(lmbda, run_on, pa
     assert two.curve("loss") == pytest.approx(two.curve("loss/jsd"), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("trainer", ["sft", "gkd"])
+def test_token_weights_have_one_curve(trainer, run_on, tmp_path):
+    """The ranks have other weights, and a row of weight 0 is no row on either."""
+    weights = [0.25, 2, 0, 1, 0.5, 3]
+    made = [
+        {"prompt": f"{WORDS[i % 6]} {i} :", "completion": f" {WORDS[i % 5]}" * (1 + i % 3), "weight": weights[i % 6]}
+        for i in range(14)
+    ]
+    rows = write_rows(tmp_path / "weighted.jsonl", made)
+    own = {"sft": {"losses": ["forward_kl", "hidden_cosine", "cross_entropy"]}, "gkd": {"lmbda": 0.0}}
+    # Adam would make steps of the rounding of small gradients.
+    options = {**TEMPLATES, "trainer": trainer, "optim": "sgd", "learning_rate": 1.0, **own[trainer]}
+    one, two = run_on(1, rows, **options), run_on(2, rows, **options)
+    assert max(greatest_difference(two, one).values()) < TOLERANCE
+    loss = {"sft": "loss/hidden_cosine", "gkd": "loss/jsd"}[trainer]
+    assert two.curve(loss) == pytest.approx(one.curve(loss), rel=TOLERANCE)
+
+
 def test_a_losss_state_and_schedules_move_alike_on_all_ranks(run_on, paired_rows):
     ramp = {"schedule": "linear", "start": 0.1, "end": 0.9}
     losses = [{"name": "taid", "alpha": 0.5}, {"name": "jsd", "beta": ramp, "weight": 0.5}]

@@ -7,6 +7,8 @@
     encoding.py    prompts and completions -> token ids
     truncation.py  what is cut when a row is longer than the windows
     views.py       ViewBuilder: one row -> student view and teacher view
+    weights.py     token weights: where a dataset has them, and what they do to labels
+    message_weights.py, row_weights.py  from messages to their tokens, from a row to views with weights
     preparing.py   prepare_views: a whole dataset
     packing.py     pack_views: several rows in one sequence
     panel.py       the prompts of several teachers

@@ -8,7 +8,7 @@ import torch
 
 from trl_distill_plugins.errors import DataError
 from trl_distill_plugins.prompts.panel import MEMBERS, run_lengths
-from trl_distill_plugins.prompts.views import IGNORE_INDEX
+from trl_distill_plugins.prompts.weights import IGNORE_INDEX, WEIGHTS_COLUMN
 
 PREFIX = "teacher_"
 SEQ_LENGTHS = "seq_lengths"
@@ -37,7 +37,8 @@ class ViewCollator:
     makes of the teacher's. `teacher_seq_lengths` of packed rows reaches `base` as `seq_lengths`. Examples without
     teacher columns give what `base` gives.
 
-    In both, the label at index 0 is set to -100, since nothing predicts that token.
+    In both, the label at index 0 is set to -100, since nothing predicts that token. `loss_weights` of the student's
+    tokens become floats `[B, T]`, 0 where the label is -100.
 
     Raises `DataError` if the trained tokens of the two views are not the same, or, in two tokenizers, the completions
     of a row not as many.
@@ -51,7 +52,10 @@ class ViewCollator:
         self.base, self.same_tokens = base, same_tokens
 
     def __call__(self, examples: list[Example]) -> Batch:
-        student = self._collate([{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples])
+        rows = [{k: v for k, v in row.items() if not k.startswith(PREFIX)} for row in examples]
+        student = self._collate(rows)
+        if WEIGHTS_COLUMN in rows[0]:
+            student[WEIGHTS_COLUMN] = self._collate_weights(rows, student["labels"])
         if not any(key.startswith(PREFIX) for key in examples[0]):
             return student
         views = [teacher_view(row) for row in examples]
@@ -70,6 +74,14 @@ class ViewCollator:
             example.setdefault(SEQ_LENGTHS, run_lengths(example[MEMBERS]))
         members = self.base([{**example, "input_ids": example[MEMBERS]} for example in examples])["input_ids"]
         return self._collate(examples) | {MEMBERS: members}
+
+    def _collate_weights(self, examples: list[Example], labels: torch.Tensor) -> torch.Tensor:
+        """Where a token went, `base` shows with numbers in place of tokens, which it may pad with anything."""
+        weights = torch.tensor([weight for row in examples for weight in row[WEIGHTS_COLUMN]])
+        numbers = iter(range(len(weights)))
+        counted = [{**row, "input_ids": [next(numbers) for _ in row["input_ids"]]} for row in examples]
+        places = self.base(counted)["input_ids"].clamp(0, len(weights) - 1)
+        return weights[places].masked_fill(labels == IGNORE_INDEX, 0)
 
     def _collate(self, examples: list[Example]) -> Batch:
         batch = self.base(examples)

@@ -79,7 +79,7 @@ class Encoder:
         if isinstance(prompt, str):
             ids = self._ids(prompt)
             return self._started(ids if ids[: len(self.start_ids)] == self.start_ids else self.start_ids + ids)
-        return self._started(self._ids(self._render(prompt, row, add_generation_prompt=True)))
+        return self._started(self._ids(self.render(prompt, row, add_generation_prompt=True)))
 
     def prompt_ids(self, prompt: Prompt, completion: Completion, row: SourceRow) -> list[int]:
         """Ids of `prompt` as training has them in front of `completion`."""
@@ -98,11 +98,11 @@ class Encoder:
         """Return the prompt's ids and the text behind them, or its ids where the two had to be tokenised together."""
         if isinstance(prompt, str):
             return self.generation_ids(prompt, row), _as_text(completion, row)
-        opened = self._render(prompt, row, add_generation_prompt=True)
-        full = self._render(prompt + _as_messages(completion), row, add_generation_prompt=False)
+        opened = self.render(prompt, row, add_generation_prompt=True)
+        full = self.render(prompt + _as_messages(completion), row, add_generation_prompt=False)
         if full.startswith(opened):
             return self._started(self._ids(opened)), _answer(full[len(opened) :], completion, row)
-        closed = self._render(prompt, row, add_generation_prompt=False)
+        closed = self.render(prompt, row, add_generation_prompt=False)
         if not full.startswith(closed):
             raise DataError(
                 f"{row.where}: the chat template renders the prompt differently when a completion follows; "
@@ -127,7 +127,26 @@ class Encoder:
     def _started(self, ids: list[int]) -> list[int]:
         return ids or [self.eos_token_id if self.bos_token_id is None else self.bos_token_id]
 
-    def _render(self, messages: list[Message], row: SourceRow, *, add_generation_prompt: bool) -> str:
+    def token_ends(self, text: str) -> list[int]:
+        """Where the tokens of `text` end in it, in characters. Raises `ConfigError` for a tokenizer that cannot say."""
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"the {self._name} does not say where a token stands in a text, so the messages of one row cannot have "
+                "weights of their own; load a fast tokenizer (use_fast=True)"
+            )
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [end for _, end in encoded["offset_mapping"]]
+
+    def continuation_ends(self, text: str) -> list[int]:
+        """Where the tokens of `continuation_ids` end in `text`."""
+        for anchor in _ANCHORS if self._adds_space else ():
+            before = self._ids(anchor)
+            if self._ids(anchor + text)[: len(before)] == before:
+                return [end - len(anchor) for end in self.token_ends(anchor + text)[len(before) :]]
+        return self.token_ends(text)
+
+    def render(self, messages: list[Message], row: SourceRow, *, add_generation_prompt: bool) -> str:
+        """What the chat template makes of `messages`."""
         if self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"the prompts are chat messages but the {self._name} has no chat template; set tokenizer.chat_template "

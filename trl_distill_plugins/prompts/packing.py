@@ -12,6 +12,7 @@ from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.collator import PREFIX, SEQ_LENGTHS
 from trl_distill_plugins.prompts.panel import MEMBERS_COLUMN, run_lengths
 from trl_distill_plugins.prompts.views import STUDENT_COLUMNS, TEACHER_COLUMNS
+from trl_distill_plugins.prompts.weights import WEIGHTS_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,17 +29,19 @@ def pack_views(dataset: "AnyDataset", pack: "Callable[[AnyDataset, int], AnyData
 
     The result has `input_ids`, `labels`, `seq_lengths` and, for rows with two views, `teacher_input_ids`,
     `teacher_labels`, `teacher_seq_lengths`: the same documents in the same order. A packed teacher row may be longer
-    than the teacher's window; each of its documents is not. `teacher_members`, for several teachers, comes along.
+    than the teacher's window; each of its documents is not. `teacher_members`, for several teachers, comes along, and
+    so does `loss_weights`.
 
     Args:
         dataset: what `prepare_views` returned, with windows of at most `max_length`.
         pack: `pack(dataset, max_length)`, TRL's `pack_dataset` with a strategy that keeps documents whole ("bfd").
         max_length: the student tokens in a packed row.
     """
-    columns = [column for column in (*TEACHER_COLUMNS, MEMBERS_COLUMN) if column in (dataset.column_names or ())]
+    given = dataset.column_names or ()
+    columns = [column for column in (*TEACHER_COLUMNS, MEMBERS_COLUMN) if column in given]
     if not columns:
         return _checked(pack(dataset, max_length))
-    features = _features(columns)
+    features = _features(columns, weighted=WEIGHTS_COLUMN in given)
     carried = dataset.map(_Carry(max_length, columns), batched=True, features=_carried_features(features, columns))
     packed = _checked(pack(carried, max_length))
     return packed.map(_Unfold(columns), batched=True, remove_columns=columns, features=features)
@@ -88,15 +91,16 @@ def _checked(packed: "AnyDataset") -> "AnyDataset":
     return packed
 
 
-def _features(teacher_columns: list[str]) -> "Features":
+def _features(teacher_columns: list[str], *, weighted: bool) -> "Features":
     from datasets import Features, List, Value
 
     columns = (*STUDENT_COLUMNS, *teacher_columns, SEQ_LENGTHS, TEACHER_SEQ_LENGTHS)
-    return Features({column: List(Value("int32")) for column in columns})
+    weights = {WEIGHTS_COLUMN: List(Value("float32"))} if weighted else {}
+    return Features({column: List(Value("int32")) for column in columns} | weights)
 
 
 def _carried_features(features: "Features", teacher_columns: list[str]) -> "Features":
     from datasets import Features, List
 
-    student = {column: features[column] for column in STUDENT_COLUMNS}
+    student = {column: features[column] for column in (*STUDENT_COLUMNS, WEIGHTS_COLUMN) if column in features}
     return Features(student | {column: List(features[column]) for column in teacher_columns})

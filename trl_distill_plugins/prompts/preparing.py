@@ -1,24 +1,38 @@
 """A whole dataset to aligned views, with one warning about what had to be cut."""
 
 import logging
+import operator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from trl_distill_plugins.errors import DataError
+from trl_distill_plugins.prompts.row_weights import WeightedViews
 from trl_distill_plugins.prompts.truncation import Truncation
 from trl_distill_plugins.prompts.views import TRUNCATION_COLUMN, ViewBuilder
+from trl_distill_plugins.prompts.weights import STAYS, WEIGHTS_COLUMN, TokenisedWeights, weights_in
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 logger = logging.getLogger(__name__)
 
+WHOLE = slice(None)
+
 _FLAGS = tuple(flag for flag in Truncation if flag)
+_LENGTHS = ("seq_lengths", "teacher_seq_lengths")
 
 
 def prepare_views(
-    dataset: "Dataset | IterableDataset", builder: ViewBuilder, name: str, num_proc: int | None = None
+    dataset: "Dataset | IterableDataset",
+    builder: ViewBuilder,
+    name: str,
+    num_proc: int | None = None,
+    *,
+    cut: slice = WHOLE,
 ) -> "Dataset | IterableDataset":
     """Return `dataset` with the columns of `builder` in place of its own. A dataset that has them is returned as is.
+
+    With token weights there is a column `loss_weights` more, and rows in which all tokens have weight 0 are left out.
 
     What was cut is counted and logged in one warning; a streaming dataset, whose end is not known, warns when it first
     meets a cut row. Raises `DataError` naming `name` and the row; for a streaming dataset when that row is read.
@@ -28,30 +42,36 @@ def prepare_views(
         builder: makes the views.
         name: how messages call the dataset: its split, or the file it came from.
         num_proc: number of processes; streaming datasets take none.
+        cut: what is kept of rows that were tokenised elsewhere and have weights.
     """
     from datasets import Features, IterableDataset, Value
 
     columns = _column_names(dataset, name)
+    weighs = weights_in(dataset)
     if set(builder.columns) <= set(columns):
-        return dataset
+        return _weigh_tokenised(dataset, columns, builder, name, cut) if weighs else dataset
     if "input_ids" in columns:
         raise DataError(
             f"{name}: the rows are tokenised already, so prompt templates cannot be applied; give text, or the columns "
             f"{', '.join(builder.columns)}"
         )
+    features = _token_features(builder.columns) | (_weight_features() if weighs else {})
     arguments: dict[str, Any] = {
         "with_indices": True,
         "fn_kwargs": {"name": name},
         "remove_columns": columns,
-        "features": Features({**_token_features(builder), TRUNCATION_COLUMN: Value("int8")}),
+        "features": Features({**features, TRUNCATION_COLUMN: Value("int8")}),
     }
+    make = WeightedViews(builder) if weighs else builder
     if isinstance(dataset, IterableDataset):
         noticer = _CutNoticer(builder, name)
-        views = dataset.map(builder, **arguments)
-        return views.map(noticer, remove_columns=[TRUNCATION_COLUMN], features=Features(_token_features(builder)))
-    views = dataset.map(builder, desc=f"Making views of {name}", num_proc=num_proc, **arguments)
-    _warn(views, builder, name)
-    return views.remove_columns(TRUNCATION_COLUMN)
+        views = dataset.map(make, **arguments)
+        views = views.map(noticer, remove_columns=[TRUNCATION_COLUMN], features=Features(features))
+    else:
+        views = dataset.map(make, desc=f"Making views of {name}", num_proc=num_proc, **arguments)
+        _warn(views, builder, name)
+        views = views.remove_columns(TRUNCATION_COLUMN)
+    return _without_silent(views, name) if weighs else views
 
 
 def _column_names(dataset: "Dataset | IterableDataset", name: str) -> list[str]:
@@ -61,10 +81,48 @@ def _column_names(dataset: "Dataset | IterableDataset", name: str) -> list[str]:
     return list(dataset.column_names or first)
 
 
-def _token_features(builder: ViewBuilder) -> dict[str, Any]:
+def _token_features(columns: Iterable[str]) -> dict[str, Any]:
     from datasets import List, Value
 
-    return {column: List(Value("int32")) for column in builder.columns}
+    return {column: List(Value("int32")) for column in columns}
+
+
+def _weight_features() -> dict[str, Any]:
+    from datasets import List, Value
+
+    return {WEIGHTS_COLUMN: List(Value("float32")), STAYS: Value("bool")}
+
+
+def _weigh_tokenised(
+    dataset: "Dataset | IterableDataset", columns: list[str], builder: ViewBuilder, name: str, cut: slice
+) -> "Dataset | IterableDataset":
+    """Bring tokenised rows in step with their weights. Rows with two views and packed ones are not cut."""
+    from datasets import Dataset, Features
+
+    kept = [column for column in (*builder.columns, *_LENGTHS) if column in columns]
+    is_whole = builder.has_teacher_view or any(column in columns for column in _LENGTHS)
+    same_tokens = builder.teacher_encoder is builder.encoder
+    weigh = TokenisedWeights(name, same_tokens=same_tokens, kept=WHOLE if is_whole else cut)
+    rows = dataset.with_format(None) if isinstance(dataset, Dataset) else dataset
+    views = rows.map(
+        weigh,
+        with_indices=True,
+        remove_columns=[column for column in columns if column not in kept],
+        features=Features(_token_features(kept) | _weight_features()),
+    )
+    return _without_silent(views, name)
+
+
+def _without_silent(views: "Dataset | IterableDataset", name: str) -> "Dataset | IterableDataset":
+    """Leave out the rows in which no token is trained."""
+    from datasets import Dataset
+
+    staying = views.filter(operator.itemgetter(STAYS)).remove_columns(STAYS)
+    if isinstance(views, Dataset) and len(staying) < len(views):
+        if len(staying) == 0:
+            raise DataError(f"{name}: all tokens of all rows have weight 0; give some of them more")
+        logger.warning("%s: %d of %d rows have weight 0 and are left out", name, len(views) - len(staying), len(views))
+    return staying
 
 
 def _warn(views: "Dataset", builder: ViewBuilder, name: str) -> None:

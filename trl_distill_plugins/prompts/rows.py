@@ -7,6 +7,8 @@
     input_column         an option naming the column of bare inputs; it then wins over the columns above
 
 A completion that is missing or null is to be generated. An empty one is an error.
+
+What a message or a row weighs (`weights.py`) is read apart: no prompt and no completion holds it.
 """
 
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_distill_plugins.errors import DataError, did_you_mean
+from trl_distill_plugins.prompts.weights import WEIGHT, weight_of
 
 Message = dict[str, Any]
 Prompt = str | list[Message]
@@ -44,10 +47,10 @@ class SourceRow:
             return self._text_of(self.input_column)
         prompt = self.columns.get("prompt")
         if prompt is not None:
-            return prompt if isinstance(prompt, str) else self._messages("prompt")
+            return prompt if isinstance(prompt, str) else _bare(self._messages("prompt"))
         conversation = self._conversation()
         if conversation:
-            return conversation[:-1] if _is_answer(conversation[-1]) else conversation
+            return _bare(conversation[:-1] if _is_answer(conversation[-1]) else conversation)
         if self.columns.get("input") is not None:
             return self._text_of("input")
         raise self._no_input("this row has no prompt")
@@ -57,14 +60,42 @@ class SourceRow:
         completion = self.columns.get("completion")
         if completion is None:
             conversation = [] if self.columns.get("prompt") is not None else self._conversation()
-            return (
-                self._checked(conversation[-1:], "messages") if conversation and _is_answer(conversation[-1]) else None
-            )
+            is_answered = bool(conversation) and _is_answer(conversation[-1])
+            return self._checked(_bare(conversation[-1:]), "messages") if is_answered else None
         if isinstance(completion, list):
-            return self._checked(self._messages("completion") if completion else [], "completion")
+            return self._checked(_bare(self._messages("completion")) if completion else [], "completion")
         if not isinstance(completion, str):
             raise DataError(f"{self.where}: column 'completion' must be text or messages, got {completion!r}")
         return self._checked(completion, "completion")
+
+    def message_weights(self) -> tuple[list[float], list[float]]:
+        """What the messages of prompt and completion weigh, 0 and 1 where they do not say; no numbers for text.
+
+        Raises `DataError` for a weight that is no number of 0 or more.
+        """
+        prompt, answer = self._weights("prompt", 0.0), self._weights("completion", 1.0)
+        for column in CONVERSATION_COLUMNS if self.columns.get("prompt") is None else ():
+            messages = self._messages(column) if self.columns.get(column) is not None else []
+            if not messages:
+                continue
+            turns = len(messages) - _is_answer(messages[-1])
+            prompt = self._weights(column, 0.0)[:turns]
+            if self.columns.get("completion") is None:
+                answer = self._weights(column, 1.0)[turns:]
+            break
+        return prompt, answer
+
+    def row_weight(self) -> float:
+        """What the completion weighs, 1 where the row does not say. Raises `DataError` as `message_weights` does."""
+        return weight_of(self.columns.get(WEIGHT), 1.0, f"{self.where}: column {WEIGHT!r}")
+
+    def _weights(self, column: str, otherwise: float) -> list[float]:
+        if not isinstance(self.columns.get(column), list):
+            return []
+        return [
+            weight_of(message.get(WEIGHT), otherwise, f"{self.where}: message {number} of column {column!r}")
+            for number, message in enumerate(self._messages(column), start=1)
+        ]
 
     @property
     def is_truncated(self) -> bool:
@@ -155,6 +186,10 @@ class SourceRow:
 
     def _columns(self) -> str:
         return f"Columns: {', '.join(self.columns) or 'none'}"
+
+
+def _bare(messages: list[Message]) -> list[Message]:
+    return [{key: value for key, value in message.items() if key != WEIGHT} for message in messages]
 
 
 def _is_answer(message: Message) -> bool:

@@ -14,6 +14,9 @@ With a window of 2 or more every prompt keeps a token, and a completion at least
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import TypeVar
+
+ValueT = TypeVar("ValueT")
 
 
 class Truncation(IntFlag):
@@ -92,11 +95,16 @@ class Windows:
 
 def cut_beginning(ids: list[int], length: int, bos_token_id: int | None) -> list[int]:
     """Return the last `length` >= 1 ids; a leading `bos_token_id` stays if `length` is 2 or more."""
+    return cut_alike(ids, ids, length, bos_token_id)
+
+
+def cut_alike(values: list[ValueT], ids: list[int], length: int, bos_token_id: int | None) -> list[ValueT]:
+    """Return what is left of `values`, one for each of `ids`, when these are cut as `cut_beginning` does."""
     if len(ids) <= length:
-        return ids
+        return values
     if ids[0] == bos_token_id and length > 1:
-        return [ids[0], *ids[len(ids) - length + 1 :]]
-    return ids[len(ids) - length :]
+        return [values[0], *values[len(ids) - length + 1 :]]
+    return values[len(ids) - length :]
 
 
 def _cut_prompt(prompt: list[int], completion: int, window: int | None, bos_token_id: int | None) -> list[int]:

@@ -23,11 +23,11 @@ from trl_distill_plugins.prompts.panel import MEMBERS_COLUMN, PanelTemplates
 from trl_distill_plugins.prompts.rows import Completion, Prompt, SourceRow
 from trl_distill_plugins.prompts.templates import PromptTemplate
 from trl_distill_plugins.prompts.truncation import Truncation, Windows
+from trl_distill_plugins.prompts.weights import IGNORE_INDEX, weights_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100
 TRUNCATION_COLUMN = "truncation"
 STUDENT_COLUMNS = ("input_ids", "labels")
 TEACHER_COLUMNS = ("teacher_input_ids", "teacher_labels")
@@ -78,6 +78,13 @@ class ViewBuilder:
         self.completion_required = completion_required
 
     @property
+    def fields(self) -> set[str]:
+        """The columns that prompt templates fill in."""
+        own = self.teacher_template
+        templates = (self.student_template, *(own.templates if isinstance(own, PanelTemplates) else (own,)))
+        return {field for template in templates if template is not None for field in template.fields}
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns of a prepared row."""
         members = (MEMBERS_COLUMN,) if isinstance(self.teacher_template, PanelTemplates) else ()
@@ -86,9 +93,19 @@ class ViewBuilder:
     def __call__(self, row: Mapping[str, Any], index: int = 0, name: str = "dataset") -> dict[str, Any]:
         """Return the prepared row, with a column `truncation` that holds a `Truncation`.
 
-        Raises `DataError` naming `name`, the row (counted from 1) and the column.
+        Raises `DataError` naming `name`, the row (counted from 1) and the column; also for a row that has weights.
         """
-        source = self._source(row, f"{name}, row {index + 1}")
+        source = self.source(row, f"{name}, row {index + 1}")
+        what = weights_of(row)
+        if what:
+            raise DataError(
+                f"{source.where}: {what} weighs tokens, and the first rows of the dataset have no weights; give the "
+                "first row one, 1 for instance"
+            )
+        return self.views(source)
+
+    def views(self, source: SourceRow) -> dict[str, Any]:
+        """The prepared row, without regard to weights."""
         if self.has_teacher_view and isinstance(self.teacher_template, PanelTemplates):
             return self._panel_row(source, self.teacher_template)
         student, completion, teacher, their_completion = self._encode(source)
@@ -139,23 +156,24 @@ class ViewBuilder:
 
     def has_completion(self, row: Mapping[str, Any], where: str = "row") -> bool:
         """Whether `row` brings a completion. Raises `DataError` if it brings an empty one."""
-        return self._source(row, where).completion() is not None
+        return self.source(row, where).completion() is not None
 
     def student_prompt_ids(self, row: Mapping[str, Any], where: str = "row") -> list[int]:
         """Ids the student generates from, not cut to any window."""
-        source = self._source(row, where)
+        source = self.source(row, where)
         return self.encoder.generation_ids(prompt_of(self.student_template, source), source)
 
     def teacher_prompt(self, row: Mapping[str, Any], where: str = "row") -> tuple[Prompt, list[int], int]:
         """What the teacher generates from, not cut to any window, its ids, and which of several teachers it is for."""
-        source = self._source(row, where)
+        source = self.source(row, where)
         if isinstance(self.teacher_template, PanelTemplates):
             reader, prompt = self.teacher_template.prompts(source)[0]
         else:
             reader, prompt = 0, prompt_of(self.teacher_template, source)
         return prompt, self.teacher_encoder.generation_ids(prompt, source), reader
 
-    def _source(self, row: Mapping[str, Any], where: str) -> SourceRow:
+    def source(self, row: Mapping[str, Any], where: str) -> SourceRow:
+        """The row as it is read here; `where` names it in errors."""
         return SourceRow(row, where, self.input_column)
 
     def _completion(self, source: SourceRow) -> Completion:

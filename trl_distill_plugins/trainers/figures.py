@@ -11,7 +11,8 @@ from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS
 
 
 class RunningFigures:
-    """Token-weighted means since the last log line.
+    """Means over the trained tokens since the last log line. With token weights, those of the loss and its terms are
+    weighted sums over the number of tokens, as the loss is; what says how the student does weighs all tokens alike.
 
     Logged names: `loss/<term>` for each term of the objective, T^2 multiplied in, before its weight; `teacher_kl`,
     `entropy`, `teacher_entropy`, `teacher_top1_agreement`, `mean_token_accuracy`; `trained_tokens`, a count. With a

@@ -74,6 +74,7 @@ class HiddenTerms:
         trained: Tensor,
         teacher: TeacherSignal | None,
         normalizer: Tensor,
+        weights: Tensor | None,
     ) -> ObjectiveOutput:
         """Return `output` with the hidden losses of `objective` in its loss and behind its terms.
 
@@ -84,14 +85,16 @@ class HiddenTerms:
             trained: `[B, T - 1]`, True where the next token is trained.
             teacher: the teacher's layers at these positions; only a dense signal has any.
             normalizer: the divisor of the loss.
+            weights: what the tokens weigh, `[N]`; None where each weighs 1.
         """
         if not objective.hidden or not isinstance(teacher, DenseSignal):
             return output
         device = output.loss.device
         layers = LayerStates.of(backbone, trained, self.request).on(device), teacher.layers.on(device)
-        sums = torch.stack([self._of_tokens(term, *layers).sum() for term in objective.hidden])
-        weights = sums.new_tensor([term.weight for term in objective.hidden])
-        loss = output.loss + (sums * weights).sum() / normalizer.to(device)
+        values = (self._of_tokens(term, *layers) for term in objective.hidden)
+        sums = torch.stack([(each if weights is None else each * weights).sum() for each in values])
+        shares = sums.new_tensor([term.weight for term in objective.hidden])
+        loss = output.loss + (sums * shares).sum() / normalizer.to(device)
         return output._replace(loss=loss, terms=torch.cat([output.terms, sums.detach()]))
 
     def _of_tokens(self, term: Term[HiddenLoss], student: LayerStates, teacher: LayerStates) -> Tensor:

@@ -14,13 +14,20 @@ from trl_distill_plugins.losses.joint import TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.prompts.collator import PREFIX, SEQ_LENGTHS, ViewCollator, teacher_view
 from trl_distill_plugins.prompts.panel import MEMBERS
+from trl_distill_plugins.prompts.weights import WEIGHTS_COLUMN
 from trl_distill_plugins.teachers.alignment import TeacherAlignment
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 from trl_distill_plugins.trainers.configs import DistillationArguments
 from trl_distill_plugins.trainers.figures import RunningFigures
 from trl_distill_plugins.trainers.hidden_terms import HiddenTerms
-from trl_distill_plugins.trainers.preconditions import aligns, refuse_unsupported, set_up
+from trl_distill_plugins.trainers.preconditions import (
+    aligns,
+    refuse_ignored_weights,
+    refuse_unsupported,
+    refuse_weights,
+    set_up,
+)
 from trl_distill_plugins.trainers.progress import ObjectiveProgress, progress_of
 from trl_distill_plugins.trainers.saving import whole_or_nothing
 from trl_distill_plugins.trainers.student_pass import TrainedPositions, join_teacher, student_pass
@@ -66,6 +73,7 @@ class DistillationMixin:
                 teacher_model = getattr(args, "teacher_model_name_or_path", None)
             self._init_distillation(args, teacher_model, arguments)
         elif teacher_model is None:
+            refuse_ignored_weights(arguments, None)
             super().__init__(**arguments)
         else:
             raise ConfigError("a teacher_model needs args=DistillSFTConfig(...) or args=DistillGKDConfig(...)")
@@ -131,6 +139,10 @@ class DistillationMixin:
         """As the parent's; a dataset passed here is prepared as the one passed to the trainer."""
         if self._views is not None and eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval(eval_dataset)
+        elif not isinstance(eval_dataset, str):
+            refuse_weights(
+                {"eval": eval_dataset}, "a trainer made for rows without weights does not read; make one for both"
+            )
         if self.objective is not None:
             self._figures["eval"] = self._new_figures()  # without the batches of a `predict` before
         return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
@@ -138,7 +150,8 @@ class DistillationMixin:
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         teacher_columns = {PREFIX + column for column in ("input_ids", "labels", SEQ_LENGTHS, MEMBERS)}
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(teacher_columns)]))
+        added = (WEIGHTS_COLUMN, *sorted(teacher_columns))
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *added]))
 
     def compute_loss(
         self: Any,
@@ -153,11 +166,11 @@ class DistillationMixin:
         objective = self.objective.at(progress_of(self.state))
         student = {key: value for key, value in inputs.items() if not key.startswith(PREFIX)}
         labels, on_policy = student.pop("labels"), student.pop(ON_POLICY, False)
+        weights = student.pop(WEIGHTS_COLUMN, None)
         trained = labels[:, 1:] != IGNORE_INDEX
         signal = self._teacher_signal(inputs, student, trained) if objective.needs_teacher else None
-        positions = TrainedPositions(
-            labels[:, 1:][trained], trained, on_policy, self._normalizer(trained, num_items_in_batch)
-        )
+        normalizer = self._normalizer(trained, num_items_in_batch)
+        positions = TrainedPositions.of(labels, weights, trained, on_policy, normalizer)
         output = student_pass(self, model, objective, student, positions, signal)
         if signal is not None:
             where = f"the batch of step {self.state.global_step + 1}, process {self.accelerator.process_index}"

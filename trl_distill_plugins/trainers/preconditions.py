@@ -1,14 +1,17 @@
 """What a distillation run needs before it can start, and what it cannot do."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_distill_plugins.errors import ConfigError, TeacherError, load_failure
+from trl_distill_plugins.errors import ConfigError, DataError, TeacherError, load_failure
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.sparse import check_form
 from trl_distill_plugins.losses.vocabulary import copes
+from trl_distill_plugins.prompts.files import name_of
+from trl_distill_plugins.prompts.weights import weights_in
 from trl_distill_plugins.teachers import make_teacher
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.teachers.local import difference_of
@@ -35,6 +38,7 @@ def set_up(
         teacher_model = None
     builds_views = student_completes or ViewPreparation.needed(args, datasets, teacher_model is not None)
     _check_row_format(arguments, builds_views=builds_views)
+    refuse_ignored_weights(arguments, objective)
     if objective is None and not builds_views:
         return None
     tokenizer = arguments.get("processing_class") or _load_tokenizer(arguments.get("model"), args)
@@ -71,6 +75,33 @@ def _check_row_format(arguments: dict[str, Any], *, builds_views: bool) -> None:
             "formatting_func makes one text of a row, in which no prompt can be told from its completion; leave it "
             "out and give the rows prompts and completions"
         )
+
+
+def refuse_ignored_weights(arguments: dict[str, Any], objective: Objective | None) -> None:
+    """Raise `DataError` if rows in a trainer's `arguments` have token weights that its loss would ignore."""
+    datasets = {name: arguments.get(f"{name}_dataset") for name in ("train", "eval")}
+    if objective is None:
+        refuse_weights(datasets, "TRL's own loss ignores; set losses: [cross_entropy], the same loss with weights")
+    elif arguments.get("formatting_func") is not None:
+        refuse_weights(datasets, "formatting_func makes one text of; give prompts and completions")
+
+
+def refuse_weights(datasets: Mapping[str, Any], why: str) -> None:
+    """Raise `DataError` if there are token weights where they would be ignored.
+
+    Args:
+        datasets: by the names errors call them: a dataset, several by name, or None.
+        why: says who ignores them, and what would work.
+    """
+    parts = {
+        name if key is None else key: part
+        for name, data in datasets.items()
+        for key, part in (data.items() if isinstance(data, dict) else [(None, data)])
+    }
+    for name, part in parts.items():
+        what = weights_in(part) if part else ""
+        if what:
+            raise DataError(f"{name_of(part, name)}: {what} weighs tokens, which {why}, or remove it")
 
 
 def _load_teacher(args: Any, objective: Objective | None, teacher_model: Any, tokenizer: Any) -> Teacher:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
 from trl_distill_plugins.losses.objective import Objective
 from trl_distill_plugins.losses.signals import DenseSignal
+from trl_distill_plugins.losses.tiles import at_least_float32
 from trl_distill_plugins.teachers.base import Teacher
 from trl_distill_plugins.trainers import trl_compat
 
@@ -28,12 +29,20 @@ class TrainedPositions:
         trained: where they are in the batch, `[B, T - 1]`, bool.
         on_policy: whether the student wrote these tokens.
         normalizer: what the sum of their losses is divided by.
+        weights: what these tokens weigh, `[N]`; None where each weighs 1.
     """
 
     labels: Tensor
     trained: Tensor
     on_policy: bool
     normalizer: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, labels: Tensor, weights: Tensor | None, trained: Tensor, on_policy: bool, normalizer: Tensor) -> Self:
+        """Pick them from a batch's `labels` and `weights`, `[B, T]`."""
+        own = None if weights is None else weights[:, 1:][trained]
+        return cls(labels[:, 1:][trained], trained, on_policy, normalizer, own)
 
 
 def student_pass(
@@ -56,6 +65,9 @@ def student_pass(
             with trl_compat.whole_head(LMHead.of(causal_lm)) as head, _whole_signal(signal) as teacher:
                 home = head.weight.device  # a `device_map` may end the backbone elsewhere, and the teacher
                 labels = positions.labels.to(home)
+                weights = positions.weights
+                if weights is not None:
+                    weights = weights.to(home, at_least_float32(hidden.dtype))
                 output = chunked_objective(
                     objective,
                     hidden.to(home),
@@ -63,11 +75,12 @@ def student_pass(
                     labels,
                     None if teacher is None else teacher.on(home),
                     normalizer=positions.normalizer.to(home),
+                    weights=weights,
                     on_policy=torch.ones_like(labels, dtype=torch.bool) if positions.on_policy else None,
                     chunk_size=trainer.args.loss_chunk_size,
                 )
                 output = trainer.hidden_terms.add(
-                    output, objective, backbone, positions.trained, teacher, positions.normalizer
+                    output, objective, backbone, positions.trained, teacher, positions.normalizer, weights
                 )
                 return (output.loss.to(positions.labels.device), *output[1:])
 

@@ -13,9 +13,10 @@ from trl_distill_plugins.errors import ConfigError
 from trl_distill_plugins.prompts.collator import SEQ_LENGTHS
 from trl_distill_plugins.prompts.files import name_of
 from trl_distill_plugins.prompts.packing import pack_views
-from trl_distill_plugins.prompts.preparing import prepare_views
+from trl_distill_plugins.prompts.preparing import WHOLE, prepare_views
 from trl_distill_plugins.prompts.rows import CONVERSATION_COLUMNS, SourceRow
 from trl_distill_plugins.prompts.views import ViewBuilder
+from trl_distill_plugins.prompts.weights import weights_in
 from trl_distill_plugins.teachers.base import Generation, Teacher, TeacherPrompt
 from trl_distill_plugins.teachers.completions import (
     FILE_NAME,
@@ -61,12 +62,12 @@ class ViewPreparation:
 
     @staticmethod
     def needed(args: Any, datasets: Iterable[Any], has_teacher: bool) -> bool:
-        """Whether the rows want more than TRL's own preparation: templates, completions they lack, or completions that
-        may have been cut off, which TRL would end with an end token."""
+        """Whether the rows want more than TRL's own preparation: templates, completions they lack, completions that may
+        have been cut off, which TRL would end with an end token, or token weights."""
         templates = (args.student_prompt_template, args.teacher_prompt_template, args.input_column)
         parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
         return any(templates) or any(
-            _lacks_completions(part, args.dataset_text_field, has_teacher) or _may_be_cut_off(part)
+            _lacks_completions(part, args.dataset_text_field, has_teacher) or _may_be_cut_off(part) or weights_in(part)
             for part in parts
             if part
         )
@@ -93,7 +94,8 @@ class ViewPreparation:
         if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names and not keeps_prompts:
             dataset = self._completed(dataset, builder, name)
         with self.accelerator.main_process_first():
-            views = prepare_views(dataset, builder, name, num_proc=self.args.dataset_num_proc)
+            cut = WHOLE if packing else _cut_of_trl(self.args)
+            views = prepare_views(dataset, builder, name, num_proc=self.args.dataset_num_proc, cut=cut)
         if packing and SEQ_LENGTHS not in (views.column_names or next(iter(views))):
             strategy = self.args.packing_strategy
             views = pack_views(views, lambda rows, length: pack_dataset(rows, length, strategy), self.args.max_length)
@@ -179,6 +181,13 @@ def _lacks_completions(dataset: Any, text_field: str, has_teacher: bool) -> bool
         # Without a teacher, a conversation that does not end with an answer is text to train on, as in TRL.
         return has_teacher and SourceRow(first, "row 1").completion() is None
     return "prompt" in first or "input" in first
+
+
+def _cut_of_trl(args: Any) -> slice:
+    """What TRL keeps of a tokenised row."""
+    if args.max_length is None:
+        return WHOLE
+    return slice(-args.max_length, None) if args.truncation_mode == "keep_end" else slice(args.max_length)
 
 
 def _may_be_cut_off(dataset: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from trl_distill_plugins.prompts.views import IGNORE_INDEX
+from trl_distill_plugins.prompts.weights import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from trl_distill_plugins.cli.demo import files, world
 from trl_distill_plugins.cli.demo.task import Handbook, Ticket, build_tokenizer, sample_tickets
-from trl_distill_plugins.prompts.views import IGNORE_INDEX
+from trl_distill_plugins.prompts.weights import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch
