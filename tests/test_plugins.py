@@ -84,6 +84,27 @@ def test_a_third_party_loss_is_found_by_its_entry_point(site):
     assert plugins.broken() == []
 
 
+FORMAT = """
+    from trl_distill_plugins import hookimpl
+    from trl_distill_plugins.chat import ChatFormat
+
+    class Mine(ChatFormat):
+        name = "mine"
+        aliases = ("my_own", "llama", "vicuna")
+
+    @hookimpl
+    def register_chat_formats():
+        return [Mine]
+"""
+
+
+def test_a_third_party_chat_format_is_found_by_name_and_alias_and_takes_no_other(site):
+    site.install("my_format", FORMAT)
+    assert "mine" in names("chat_formats")
+    assert plugins.get_chat_format_class("my_own") is plugins.get_chat_format_class("mine")
+    assert [plugins.get_chat_format_class(name).name for name in ("llama", "vicuna")] == ["llama2", "vicuna"]
+
+
 def test_an_object_can_be_a_plugin(site):
     source = GOOD.replace("@hookimpl", "class Plugin:\n        @hookimpl").replace(
         "def register_losses():\n        return", "    def register_losses(self):\n            return"
@@ -95,7 +116,7 @@ def test_an_object_can_be_a_plugin(site):
     assert "mine" in names(), plugins.broken()
 
 
-@pytest.mark.parametrize("lookup", [plugins.get_loss_class, plugins.get_teacher_class])
+@pytest.mark.parametrize("lookup", [plugins.get_loss_class, plugins.get_teacher_class, plugins.get_chat_format_class])
 def test_an_unknown_name_is_an_unknown_plugin_error(lookup):
     with pytest.raises(UnknownPluginError, match=r"named 'no_such_thing'\. Installed: "):
         lookup("no_such_thing")
@@ -115,7 +136,8 @@ BROKEN = {
     "misspelt_hook": (
         GOOD.replace("register_losses", "register_loses"),
         "register_loses",
-        "there is no such hook; did you mean 'register_losses'? Hooks: register_losses, register_teachers",
+        "there is no such hook; did you mean 'register_losses'? "
+        "Hooks: register_chat_formats, register_losses, register_teachers",
     ),
     "forgot_the_mark": (GOOD.replace("@hookimpl", ""), "", "it has no hook; mark its functions with @hookimpl"),
     "wrong_argument": (

@@ -6,7 +6,7 @@ its pyproject.toml:
     [project.entry-points.trl_distill_plugins]
     my_plugin = "my_package.my_module"
 
-The built-in losses and teachers come in through the same hooks.
+The built-in losses, teachers and chat formats come in through the same hooks.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from trl_distill_plugins.chat.base import ChatFormat
     from trl_distill_plugins.losses.base import BaseLoss
     from trl_distill_plugins.teachers.base import Teacher
 
@@ -31,3 +32,8 @@ def register_losses() -> "list[type[BaseLoss]]":  # type: ignore[empty-body]
 @hookspec
 def register_teachers() -> "list[type[Teacher]]":  # type: ignore[empty-body]
     """Return teacher classes. `teacher_model_name_or_path: "scheme:rest"` makes `MyTeacher("rest", ...)`."""
+
+
+@hookspec
+def register_chat_formats() -> "list[type[ChatFormat]]":  # type: ignore[empty-body]
+    """Return subclasses of `ChatFormat`. `install_chat_format(tokenizer, model, "my_format")` sets one."""

@@ -10,7 +10,7 @@ import pluggy
 
 from trl_distill_plugins.errors import did_you_mean
 
-KindName = Literal["losses", "teachers"]
+KindName = Literal["losses", "teachers", "chat_formats"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Kind:
 KINDS: dict[KindName, Kind] = {
     "losses": Kind("loss", "register_losses", "trl_distill_plugins.losses.base", "BaseLoss"),
     "teachers": Kind("teacher", "register_teachers", "trl_distill_plugins.teachers.base", "Teacher"),
+    "chat_formats": Kind("chat format", "register_chat_formats", "trl_distill_plugins.chat.base", "ChatFormat"),
 }
 
 

@@ -20,11 +20,16 @@ from trl_distill_plugins.errors import PluginError, UnknownPluginError, did_you_
 from trl_distill_plugins.plugin_checks import KINDS, Fault, KindName, call_hook, checked_classes, describe, hooks_of
 
 if TYPE_CHECKING:
+    from trl_distill_plugins.chat.base import ChatFormat
     from trl_distill_plugins.losses.base import Loss
     from trl_distill_plugins.losses.hidden import HiddenLoss
     from trl_distill_plugins.teachers.base import Teacher
 
-BUILTINS = ("trl_distill_plugins.losses.builtin", "trl_distill_plugins.teachers.builtin")
+BUILTINS = (
+    "trl_distill_plugins.losses.builtin",
+    "trl_distill_plugins.teachers.builtin",
+    "trl_distill_plugins.chat.builtin",
+)
 DISTRIBUTION = "trl-distill-plugins"
 
 logger = logging.getLogger(__name__)
@@ -176,6 +181,14 @@ def get_loss_class(name: str) -> "type[Loss] | type[HiddenLoss]":
 def get_teacher_class(name: str) -> "type[Teacher]":
     """Return the teacher class of that name. Raise `UnknownPluginError` or `PluginError` when there is none to use."""
     return _get_class("teachers", name)
+
+
+def get_chat_format_class(name: str) -> "type[ChatFormat]":
+    """Return the chat format of that name or alias. Raise `UnknownPluginError` or `PluginError` when there is none."""
+    records = installed("chat_formats")
+    if all(record.name != name for record in records):
+        name = next((record.name for record in records if name in record.cls.aliases), name)
+    return _get_class("chat_formats", name)
 
 
 def _get_class(kind: KindName, name: str) -> type[Any]:

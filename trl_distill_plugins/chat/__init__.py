@@ -1,0 +1,55 @@
+"""Chat formats: conversations to text and tokens and back, with a weight for every message.
+
+The public names are resolved on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_distill_plugins.chat.base import ChatFormat, get_chat_format
+    from trl_distill_plugins.chat.custom import RoleTemplatesFormat
+    from trl_distill_plugins.chat.detection import detect_chat_format
+    from trl_distill_plugins.chat.installing import InstalledChatFormat, install_chat_format
+    from trl_distill_plugins.chat.messages import Conversation, Message
+    from trl_distill_plugins.chat.renderer import ChatRenderer, TokenizedConversation, get_renderer
+
+__all__ = [
+    "ChatFormat",
+    "ChatRenderer",
+    "Conversation",
+    "InstalledChatFormat",
+    "Message",
+    "RoleTemplatesFormat",
+    "TokenizedConversation",
+    "detect_chat_format",
+    "get_chat_format",
+    "get_renderer",
+    "install_chat_format",
+]
+
+_MODULE_OF = {
+    "ChatFormat": "base",
+    "ChatRenderer": "renderer",
+    "Conversation": "messages",
+    "InstalledChatFormat": "installing",
+    "Message": "messages",
+    "RoleTemplatesFormat": "custom",
+    "TokenizedConversation": "renderer",
+    "detect_chat_format": "detection",
+    "get_chat_format": "base",
+    "get_renderer": "renderer",
+    "install_chat_format": "installing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
