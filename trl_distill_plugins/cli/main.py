@@ -14,7 +14,7 @@ COMMANDS = {  # name: (module with `run(argv: list[str]) -> int`, help)
     "train": ("trl_distill_plugins.cli.train", "train a student: SFT or GKD with any teacher and any losses"),
     "cache": ("trl_distill_plugins.cli.cache", "keep what a teacher says about a dataset on disk, to train from it"),
     "generate": ("trl_distill_plugins.cli.generate", "have a teacher write completions to a JSONL file to train on"),
-    "plugins": ("trl_distill_plugins.cli.plugins", "list every loss and teacher installed, its owner and its options"),
+    "plugins": ("trl_distill_plugins.cli.plugins", "list every plugin installed, its owner and its options"),
 }
 
 
