@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_distill_plugins.losses import tile_gradients
+from trl_distill_plugins.losses import tile_gradients, tiles
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.chunked import chunked_objective
 from trl_distill_plugins.losses.head import LMHead
@@ -120,7 +120,7 @@ def test_value_and_gradient_match_fp64_reference(name, shape, path):
 @pytest.mark.parametrize("name", EAGER)
 def test_losses_in_eager_torch_match_fp64_reference(name, shape, monkeypatch):
     """Also where a tile is cut into slabs, here of two rows."""
-    monkeypatch.setattr(tile_gradients, "_SLAB_LOGITS", 2 * 57)
+    monkeypatch.setattr(tiles, "_SLAB_LOGITS", 2 * 57)
     objective, case = Objective.from_config(EAGER[name]), make_case(**shape)
     reference, gradients = naive(objective, case, normalizer=17)
     out, ours = engine(objective, case, normalizer=17, chunk_size=5)

@@ -11,12 +11,9 @@ from torch import Tensor
 from trl_distill_plugins.losses.head import LMHead
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.losses.sparse import SparseSignal
-from trl_distill_plugins.losses.tiles import at_least_float32
+from trl_distill_plugins.losses.tiles import at_least_float32, slab_rows
 
 Mix = Literal["probabilities", "logits"]
-
-# So many logits at a time stay in the second-level cache of a CPU.
-_SLAB_LOGITS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class JointSignal:
 
     def _mix_in(self, part: Part, start: int, end: int, out: Tensor, *, is_first: bool) -> None:
         whole = part.signal.write_raw_logits(start, end, self._buffer(part.signal, end - start, out))
-        slab = len(whole) if whole.device.type != "cpu" else max(1, _SLAB_LOGITS // whole.shape[1])
+        slab = slab_rows(whole)
         for raw, total in zip(whole.split(slab), out.split(slab), strict=True):
             logits = part.signal.head.shape_logits(raw.to(out.dtype))
             if self.mix == "logits":
@@ -132,4 +129,5 @@ class JointSignal:
         return self._buffers[dtype][:rows]
 
 
-TeacherSignal: TypeAlias = DenseSignal | JointSignal | SparseSignal
+WholeSignal: TypeAlias = DenseSignal | JointSignal
+TeacherSignal: TypeAlias = WholeSignal | SparseSignal

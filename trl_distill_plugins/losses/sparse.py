@@ -149,21 +149,6 @@ def likeliest_named(ids: Tensor, p: Tensor) -> Tensor:
     return ids.gather(1, column.unsqueeze(-1)).squeeze(-1).masked_fill(likeliest == 0, -1)
 
 
-class MergedTiles:
-    """A tile over the classes of `signal`, made once for all losses that see it at the same temperature and with the
-    same tail."""
-
-    def __init__(self, tile: LogitsTile, signal: SparseSignal) -> None:
-        self._tile, self._signal = tile, signal
-        self._made: dict[tuple[float, Tail], MergedTile] = {}
-
-    def at(self, temperature: float = 1.0, tail: Tail = "bucket") -> MergedTile:
-        """What `merged_tile` makes of it."""
-        if (temperature, tail) not in self._made:
-            self._made[temperature, tail] = merged_tile(self._tile, self._signal, temperature, tail)
-        return self._made[temperature, tail]
-
-
 def merged_tile(tile: LogitsTile, signal: SparseSignal, temperature: float = 1.0, tail: Tail = "bucket") -> MergedTile:
     """The tile over the classes of `signal` at `temperature`, differentiable in `tile.student`; without a class of all
     other tokens if `tail` is "renormalise", or if there are none."""

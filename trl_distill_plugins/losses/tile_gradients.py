@@ -1,27 +1,31 @@
 """One tile after the other: project it to logits, take the objective's values, statistics and gradient from them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from trl_distill_plugins.losses.base import Loss
 from trl_distill_plugins.losses.head import LMHead
-from trl_distill_plugins.losses.joint import JointSignal, TeacherSignal
+from trl_distill_plugins.losses.joint import TeacherSignal, WholeSignal
 from trl_distill_plugins.losses.kernels.cpu import HeadShape, TileKernel, load_tile_kernel
 from trl_distill_plugins.losses.kernels.sparse import load_sparse_kernel
 from trl_distill_plugins.losses.kernels.terms import KernelTerm
 from trl_distill_plugins.losses.objective import Objective, Term
 from trl_distill_plugins.losses.signals import DenseSignal, logits_dtype, project
-from trl_distill_plugins.losses.sparse import MergedTile, MergedTiles, SparseSignal
+from trl_distill_plugins.losses.sparse import MergedTile, SparseSignal, merged_tile
 from trl_distill_plugins.losses.sparse_tiles import SparseTiles, can_run
 from trl_distill_plugins.losses.statistics import STATISTICS, TEACHER_STATISTICS, tile_statistics
-from trl_distill_plugins.losses.tiles import LogitsTile, TeacherTile, at_least_float32
-from trl_distill_plugins.losses.vocabulary import SharedTile, SharedTiles
+from trl_distill_plugins.losses.tiles import LogitsTile, Tail, TeacherTile, at_least_float32, slab_rows
+from trl_distill_plugins.losses.vocabulary import SharedTile, shared_tile
 
-# Eager torch on a CPU works on so many logits at a time: its intermediate results then stay in the second-level cache.
-_SLAB_LOGITS = 1 << 18
 _TEACHER_COLUMNS = [STATISTICS.index(column) for column in TEACHER_STATISTICS]
+
+
+Classes: TypeAlias = Callable[[float, Tail], MergedTile | SharedTile]
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Tiles:
         rows = min(job.chunk_size, max(1, hidden.shape[0]))
         self._student = hidden.new_empty(rows, weight.shape[0], dtype=logits_dtype(self.hidden))
         self._teacher = None
-        if isinstance(job.teacher, DenseSignal | JointSignal):
+        if isinstance(job.teacher, WholeSignal):
             width = job.teacher.width(weight.shape[0])
             self._teacher = hidden.new_empty(rows, width, dtype=job.teacher.logits_dtype)
         value_dtype = at_least_float32(dtype)
@@ -73,7 +77,7 @@ class Tiles:
         hidden, raw = self.hidden[start:end], self._student[: end - start]
         project(hidden, self.weight, self.bias, raw)
         teacher_raw = None
-        if isinstance(self.job.teacher, DenseSignal | JointSignal) and self._teacher is not None:
+        if isinstance(self.job.teacher, WholeSignal) and self._teacher is not None:
             teacher_raw = self.job.teacher.write_raw_logits(start, end, self._teacher[: end - start])
         if self._sparse is not None and isinstance(self.job.teacher, SparseSignal):
             self._native_sparse(self._sparse, self.job.teacher, slice(start, end), raw)
@@ -121,7 +125,7 @@ class Tiles:
         )
 
     def _eager(self, start: int, raw: Tensor, teacher_raw: Tensor | None) -> None:
-        slab = len(raw) if raw.device.type != "cpu" else max(1, _SLAB_LOGITS // raw.shape[1])
+        slab = slab_rows(raw)
         for first in range(0, len(raw), slab):
             rows = slice(first, first + slab)
             tokens = slice(start + first, start + min(first + slab, len(raw)))
@@ -134,16 +138,16 @@ class Tiles:
             teacher = TeacherTile(_teacher_head(job).shape_logits(teacher_raw.to(dtype)))
         on_policy = None if job.on_policy is None else job.on_policy[tokens]
         tile = LogitsTile(head.shape_logits(raw.to(dtype)), teacher, job.labels[tokens], on_policy)
-        merged, silent = _merged(tile, job.teacher, tokens), _silent(job.teacher, tokens)
+        classes, silent = _classes(tile, job.teacher, tokens), _silent(job.teacher, tokens)
         if self._kernel is None:
-            self.statistics[tokens] = tile_statistics(tile, None if merged is None else merged.at())
+            self.statistics[tokens] = tile_statistics(tile, None if classes is None else classes(1.0, "bucket"))
         if silent is not None:
             self.statistics[tokens][:, _TEACHER_COLUMNS] = self.statistics[tokens][:, _TEACHER_COLUMNS].masked_fill(
                 silent, 0
             )
         total: Tensor | None = None
         for row, term in zip(self.values, job.objective.tokens, strict=True):
-            values, gradient = self._evaluate(term, tile, merged)
+            values, gradient = self._evaluate(term, tile, classes)
             if silent is not None and term.loss.needs_teacher:
                 values = values.masked_fill(silent.squeeze(-1), 0.0)
                 gradient = None if gradient is None else gradient.masked_fill_(silent, 0.0)
@@ -154,32 +158,31 @@ class Tiles:
         if total is not None:
             raw.copy_(head.shape_gradient(raw.to(dtype), total).mul_(self.token_scale[tokens].unsqueeze(-1)))
 
-    def _evaluate(
-        self, term: Term[Loss], tile: LogitsTile, merged: MergedTiles | SharedTiles | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, term: Term[Loss], tile: LogitsTile, classes: Classes | None) -> tuple[Tensor, Tensor | None]:
         """Values of a term and its gradient by the student's logits at the term's temperature."""
-        classes: MergedTile | SharedTile | None = None
-        sees_all = isinstance(merged, SharedTiles) and term.loss.any_vocabulary
-        if merged is not None and term.loss.needs_teacher and not sees_all:
-            classes = merged.at(term.loss.temperature, term.loss.tail)
-        view = tile.at_temperature(term.loss.temperature) if classes is None else classes.tile
+        merged: MergedTile | SharedTile | None = None
+        sees_all = term.loss.any_vocabulary and not isinstance(self.job.teacher, SparseSignal)
+        if classes is not None and term.loss.needs_teacher and not sees_all:
+            merged = classes(term.loss.temperature, term.loss.tail)
+        view = tile.at_temperature(term.loss.temperature) if merged is None else merged.tile
         if not self.want_gradient:
             return term.loss.per_token(view), None
         values, gradient = term.loss.per_token_and_grad(view)
-        return values, gradient if classes is None else classes.spread(gradient)
+        return values, gradient if merged is None else merged.spread(gradient)
 
 
 def _teacher_head(job: Job) -> LMHead:
-    return job.teacher.head if isinstance(job.teacher, DenseSignal | JointSignal) else job.head
+    return job.teacher.head if isinstance(job.teacher, WholeSignal) else job.head
 
 
-def _merged(tile: LogitsTile, teacher: TeacherSignal | None, tokens: slice) -> MergedTiles | SharedTiles | None:
-    """The tile over fewer classes than tokens, where the teacher has no logits of the student's."""
+def _classes(tile: LogitsTile, teacher: TeacherSignal | None, tokens: slice) -> Classes | None:
+    """The tile over fewer classes than tokens, where the teacher has no logits of the student's; made once for all who
+    see it at the same temperature and with the same tail."""
     if isinstance(teacher, SparseSignal):
-        return MergedTiles(tile, teacher[tokens])
+        return cache(partial(merged_tile, tile, teacher[tokens]))
     if teacher is None or teacher.vocabulary is None:
         return None
-    return SharedTiles(tile, teacher.vocabulary)
+    return cache(partial(shared_tile, tile, teacher.vocabulary))
 
 
 def _silent(teacher: TeacherSignal | None, tokens: slice) -> Tensor | None:

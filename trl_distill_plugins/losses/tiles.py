@@ -10,12 +10,19 @@ from torch import Tensor
 TeacherForm = Literal["dense", "top_k", "sampled", "text"]
 Tail = Literal["bucket", "renormalise"]
 
+# Eager torch on a CPU works on so many logits at a time: its intermediate results then stay in the second-level cache.
+_SLAB_LOGITS = 1 << 18
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def slab_rows(logits: Tensor) -> int:
+    """How many rows of `logits` `[n, V]` eager torch works on at a time: on a CPU a few, else all."""
+    return len(logits) if logits.device.type != "cpu" else max(1, _SLAB_LOGITS // logits.shape[1])
 
 
 def match_width(logits: Tensor, width: int) -> Tensor:

@@ -128,21 +128,6 @@ class SharedTile:
         return (tokens[p[:, : len(tokens)].argmax(-1)] == top_q[:, None]).any(-1)
 
 
-class SharedTiles:
-    """The tile over the classes of `vocabulary`, made once for all losses that see it at the same temperature and with
-    the same tail."""
-
-    def __init__(self, tile: LogitsTile, vocabulary: SharedVocabulary) -> None:
-        self._tile, self._vocabulary = tile, vocabulary
-        self._made: dict[tuple[float, Tail], SharedTile] = {}
-
-    def at(self, temperature: float = 1.0, tail: Tail = "bucket") -> SharedTile:
-        """What `shared_tile` makes of it."""
-        if (temperature, tail) not in self._made:
-            self._made[temperature, tail] = shared_tile(self._tile, self._vocabulary, temperature, tail)
-        return self._made[temperature, tail]
-
-
 def shared_tile(
     tile: LogitsTile, vocabulary: SharedVocabulary, temperature: float = 1.0, tail: Tail = "bucket"
 ) -> SharedTile:
