@@ -21,7 +21,7 @@ LAYERS = [
     {"prompts", "losses", "chat"},
     {"plugins"},
     {"hookspecs", "hardware", "plugin_checks"},
-    {"errors"},
+    {"errors", "lazy"},
 ]
 DEPTH = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}
 

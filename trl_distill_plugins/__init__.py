@@ -3,8 +3,9 @@
 The public names are resolved on first use, so importing this package imports neither torch nor trl.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trl_distill_plugins.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trl_distill_plugins.hookspecs import hookimpl
@@ -49,12 +50,7 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _MODULE_OF)
 
 
 def __dir__() -> list[str]:
