@@ -1,7 +1,8 @@
 """A teacher in this process's memory: any transformers causal language model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -128,10 +129,7 @@ class LocalTeacher(Teacher):
         self, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
         """Continue the prompts in left-padded batches."""
-        for start in range(0, len(prompts), batch_size):
-            batch = [prompt.token_ids for prompt in prompts[start : start + batch_size]]
-            for index, (ids, finished) in enumerate(generate_ids(self.model, batch, generation), start):
-                yield index, Completion(self._tokenizer.decode(ids, skip_special_tokens=True), finished)
+        return complete(partial(generate_ids, self.model), self._tokenizer, prompts, generation, batch_size)
 
 
 def backbone_output(module: nn.Module, model: Any, inputs: dict[str, Any], **options: Any) -> Any:
@@ -147,6 +145,19 @@ def backbone_output(module: nn.Module, model: Any, inputs: dict[str, Any], **opt
     finally:
         hook.remove()
     return caught[0]
+
+
+WriteIds: TypeAlias = Callable[[list[list[int]], Generation], list[tuple[list[int], bool]]]
+
+
+def complete(
+    write: WriteIds, tokenizer: Any, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
+) -> Iterator[tuple[int, Completion]]:
+    """`Teacher.generate` of a model in memory: `write` is `generate_ids` of it."""
+    for start in range(0, len(prompts), batch_size):
+        batch = [prompt.token_ids for prompt in prompts[start : start + batch_size]]
+        for index, (ids, finished) in enumerate(write(batch, generation), start):
+            yield index, Completion(tokenizer.decode(ids, skip_special_tokens=True), finished)
 
 
 def generate_ids(model: Any, prompts: Sequence[list[int]], generation: Generation) -> list[tuple[list[int], bool]]:

@@ -16,7 +16,7 @@ from trl_distill_plugins.losses.layers import LayerRequest, LayerStates, ModelSh
 from trl_distill_plugins.losses.signals import DenseSignal
 from trl_distill_plugins.teachers.average import WeightAverage
 from trl_distill_plugins.teachers.base import Completion, Generation, Teacher, TeacherPrompt
-from trl_distill_plugins.teachers.local import generate_ids
+from trl_distill_plugins.teachers.local import complete, generate_ids
 
 _OPTIONS: dict[str, tuple[str, ...]] = {"base": (), "ema": ("decay",)}
 
@@ -159,12 +159,12 @@ class SelfTeacher(Teacher):
         self, prompts: Sequence[TeacherPrompt], generation: Generation, batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
         """Continue the prompts in left-padded batches."""
-        for start in range(0, len(prompts), batch_size):
-            batch = [prompt.token_ids for prompt in prompts[start : start + batch_size]]
-            with self._as_teacher():
-                written = generate_ids(self.model, batch, generation)
-            for index, (ids, finished) in enumerate(written, start):
-                yield index, Completion(self._tokenizer.decode(ids, skip_special_tokens=True), finished)
+        return complete(self._write, self._tokenizer, prompts, generation, batch_size)
+
+    def _write(self, prompts: list[list[int]], generation: Generation) -> list[tuple[list[int], bool]]:
+        """One batch; between two of them the student is itself."""
+        with self._as_teacher():
+            return generate_ids(self.model, prompts, generation)
 
 
 def _check_adapter(student: Any) -> None:

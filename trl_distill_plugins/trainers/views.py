@@ -65,22 +65,20 @@ class ViewPreparation:
         """Whether the rows want more than TRL's own preparation: templates, completions they lack, completions that may
         have been cut off, which TRL would end with an end token, or token weights."""
         templates = (args.student_prompt_template, args.teacher_prompt_template, args.input_column)
-        parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
         return any(templates) or any(
             _lacks_completions(part, args.dataset_text_field, has_teacher) or _may_be_cut_off(part) or weights_in(part)
-            for part in parts
+            for part in _parts(datasets)
             if part
         )
 
     @staticmethod
     def all_complete(datasets: Iterable[Any]) -> bool:
         """Whether every row is known to bring its completion."""
-        parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
         return all(
             isinstance(part, Dataset)
             and "completion" in part.column_names
             and part.data.column("completion").null_count == 0
-            for part in parts
+            for part in _parts(datasets)
             if part is not None
         )
 
@@ -169,6 +167,11 @@ class ViewPreparation:
         if isinstance(teacher, Panel):  # its own name does not say of whom it consists
             return str(teacher.members[prompt.member].teacher)
         return str(self.args.teacher_model_name_or_path or type(teacher).__name__)
+
+
+def _parts(datasets: Iterable[Any]) -> list[Any]:
+    """The datasets, those of a dict one by one."""
+    return [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
 
 
 def _lacks_completions(dataset: Any, text_field: str, has_teacher: bool) -> bool:
